@@ -1,0 +1,54 @@
+"""The engine on Hugging Face accelerate: it wraps model and optimizer, averages and clips."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mmcl.dist import Shard
+from mmcl.engine import load_optimizer_state, optimizer_state, update
+from mmcl.errors import ConfigError, MissingExtra
+from mmcl.model import ThreeTowers
+from mmcl.optim import OptimConfig, adamw
+from mmcl.types import Modality
+
+
+class AccelerateEngine:
+    """As `PlainEngine`, through an `Accelerator`. The process group must exist before."""
+
+    def __init__(self, model: ThreeTowers, optim: OptimConfig, device: torch.device, shard: Shard) -> None:
+        try:
+            from accelerate import Accelerator
+        except ImportError as error:
+            raise MissingExtra("accelerate", "accelerate", "engine.name=accelerate") from error
+        # Precision is the model's own: accelerate must not autocast a second time.
+        self.accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+        kind, accumulated = self.accelerator.distributed_type.value, self.accelerator.gradient_accumulation_steps
+        if kind not in ("NO", "MULTI_CPU", "MULTI_GPU") or accumulated != 1:
+            raise ConfigError(
+                f"accelerate was told by its environment to run as {kind} with {accumulated} accumulation steps: unset "
+                "ACCELERATE_* variables; engine.name=deepspeed runs DeepSpeed"
+            )
+        assert self.accelerator.num_processes == shard.world, (self.accelerator.num_processes, shard.world)
+        self.shard, self.device = shard, self.accelerator.device
+        self.clip_norm = optim.clip_norm
+        self.model = model.to(self.device)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, adamw(self.model, optim))
+
+    def forward(self, values: Mapping[Modality, Tensor]) -> dict[str, Tensor]:
+        return self.wrapped(values)
+
+    def backward(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss)
+
+    def step(self, lr: float) -> Tensor:
+        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.clip_norm or float("inf"))
+        assert norm is not None  # it is None under engines that mmcl does not run through accelerate
+        update(self.model, self.optimizer, lr)
+        return torch.as_tensor(norm)
+
+    def state(self, step: int) -> dict[str, Tensor]:
+        return optimizer_state(self.model, self.optimizer.optimizer)
+
+    def load(self, state: Mapping[str, Tensor], step: int) -> None:
+        load_optimizer_state(self.model, self.optimizer.optimizer, state, step)

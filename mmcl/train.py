@@ -1,0 +1,227 @@
+"""The training loop: what happens in a run happens here, in this order.
+
+Everything a step depends on is a function of its number (batch, learning rate, random numbers), so that a run stopped
+anywhere and resumed from a checkpoint is the run that was never stopped.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mmcl.checkpoint import Checkpoints
+from mmcl.engine import Engine
+from mmcl.errors import CheckpointError, ConfigError, NonFiniteLoss
+from mmcl.losses import pair_losses
+from mmcl.metrics import MetricsFile, Progress
+from mmcl.model import split_outputs
+from mmcl.optim import OptimConfig, learning_rate
+from mmcl.types import PAIRS, Batch, Encoder, Evaluator, Pair, Stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, how much at once, and how often what."""
+
+    steps: int = 10000
+    """Optimizer updates in all; the schedule ends there."""
+    batch_size: int = 1024
+    """Samples of a step over all ranks; must be a multiple of the number of ranks."""
+    accumulate: int = 1
+    """Only 1: a contrastive loss needs the whole batch at once, and GradCache is not there yet."""
+    precision: str = "fp32"
+    """`fp32`, or `bf16` for autocast in the towers; weights, losses and statistics are fp32 either way."""
+    weights: dict[Pair, float] = field(default_factory=lambda: dict.fromkeys(PAIRS, 1.0))
+    """Weight of each pair's loss; 0 leaves the pair out."""
+    seed: int = 0
+    """Of weights, sample order and augmentation."""
+    log_every: int = 10
+    """Steps between two lines of metrics; losses are checked for NaN when they are logged."""
+    save_every: int = 1000
+    """Steps between two checkpoints, a multiple of `log_every`."""
+    eval_every: int = 0
+    """Steps between two evaluations; 0 evaluates at the end only."""
+    keep: int = 2
+    """Checkpoints that stay on disk."""
+    init_from: str = ""
+    """Directory or .safetensors file of open_clip whose weights the image and text towers start from; they must fit."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name}={getattr(self, name)} must be at least 1")
+        if self.accumulate != 1:
+            raise ConfigError(
+                f"train.accumulate={self.accumulate}: summing losses over parts of a batch is not the loss of the "
+                "batch (negatives are missing), so only 1 is accepted until GradCache lands; lower "
+                "train.batch_size or use more ranks"
+            )
+        if self.precision not in ("fp32", "bf16"):
+            raise ConfigError(f"train.precision={self.precision!r}: expected fp32 or bf16")
+        if self.save_every % self.log_every:
+            raise ConfigError(
+                f"save_every={self.save_every} must be a multiple of log_every={self.log_every}: losses are checked "
+                "when they are logged, and a diverged state must not be saved"
+            )
+        unknown = set(self.weights) - set(PAIRS)
+        if unknown or not any(weight > 0 for weight in self.weights.values()):
+            raise ConfigError(f"train.weights={self.weights}: expected a positive weight for some of {list(PAIRS)}")
+
+
+@dataclass(slots=True)
+class Lap:
+    """Counts between two lines of metrics."""
+
+    began: float
+    waited: float = 0.0
+    samples: int = 0
+    skipped: int = 0
+
+    def pause(self, since: float) -> None:
+        """Leave out the time since `since`, which was spent on something else than steps."""
+        self.began += time.monotonic() - since
+
+    def values(self, steps: int, world: int, device: torch.device) -> dict[str, Tensor]:
+        """Rates of this rank; counts of all ranks once averaged over them."""
+        seconds = max(1e-9, time.monotonic() - self.began)
+        numbers = {
+            "step_seconds": seconds / max(1, steps),
+            "data_wait": self.waited / seconds,
+            "samples_per_second": self.samples * world / seconds,
+            "skipped": float(self.skipped * world),
+        }
+        return {name: torch.tensor(number, device=device) for name, number in numbers.items()}
+
+
+def train_step(engine: Engine, batch: Batch, weights: Mapping[Pair, float], lr: float) -> dict[str, Tensor]:
+    """Forward, loss, backward, update. Returns scalars still on the device: reading one waits for it. Collective."""
+    embeddings, scales = split_outputs(engine.forward(batch.values), batch)
+    losses = pair_losses(embeddings, scales, weights, engine.shard)
+    # Touch everything, so that a pair without weight or rows still gives its tower and scale a gradient.
+    untouched = sum(value.sum() for value in embeddings.values.values()) + sum(scales.values())
+    loss = sum(weights[pair] * term for pair, term in losses.items()) + 0.0 * untouched
+    assert isinstance(loss, Tensor)
+    engine.backward(loss)
+    norm = engine.step(lr)
+    return (
+        {"loss": loss, "grad_norm": norm}
+        | {f"loss_{pair}": term for pair, term in losses.items()}
+        | {f"scale_{pair}": scales[pair] for pair in losses}
+    )
+
+
+def evaluate(encoder: Encoder, evaluators: Sequence[Evaluator]) -> dict[str, float]:
+    """All scores by name, with chance beside them. Every rank takes part, on the same data."""
+    values: dict[str, float] = {}
+    for evaluator in evaluators:
+        for metric, score in evaluator.run(encoder):
+            values[f"eval/{evaluator.name}/{metric}"] = score.value
+            values[f"eval_chance/{evaluator.name}/{metric}"] = score.chance
+    return values
+
+
+def resume(engine: Engine, checkpoints: Checkpoints, stream: Stream) -> int:
+    """Load the latest checkpoint, if there is one; returns the step to go on from. Collective."""
+    saved = checkpoints.latest()
+    steps = engine.shard.counts(saved.step if saved else 0, engine.device)
+    if len(set(steps)) > 1:
+        raise CheckpointError(
+            f"ranks see different latest checkpoints: rank by rank they would go on from steps {steps}; a file "
+            "system that shows machines different files, or checkpoints that only some of them hold"
+        )
+    if saved is None:
+        return 0
+    then, now = saved.facts["stream"], dict(stream.identity)
+    changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+    if changed:
+        name = changed[0]
+        raise CheckpointError(
+            f"the order of samples is not the one of the checkpoint at step {saved.step}: {name} was "
+            f"{then.get(name)!r} and is {now.get(name)!r} (changed: {', '.join(changed)}); restore it, "
+            "or start a new run directory"
+        )
+    engine.load(saved.state, saved.step)
+    return saved.step
+
+
+def train(  # noqa: PLR0913 (the parts of a run, each a seam)
+    config: TrainConfig,
+    optim: OptimConfig,
+    engine: Engine,
+    stream: Stream,
+    *,
+    checkpoints: Checkpoints,
+    metrics: MetricsFile,
+    evaluators: Sequence[Evaluator] = (),
+    encoder: Encoder | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> int:
+    """Train until `config.steps` or until any rank's `should_stop`; returns the step reached. Collective.
+
+    Raises:
+        NonFiniteLoss: on all ranks alike, naming the steps since losses were last seen to be finite.
+        CheckpointError: the latest checkpoint is damaged or belongs to another order of samples or another model.
+    """
+    device, shard = engine.device, engine.shard
+    step = checked = resume(engine, checkpoints, stream)
+    metrics.rewind(step)
+    progress = Progress("step", config.steps, enabled=shard.rank == 0, start=step)
+    batches = stream.batches(step)
+    lap = Lap(time.monotonic())
+    stopping = step >= config.steps
+    while not stopping:
+        # the stream may wait for disks; nothing else happens meanwhile
+        waited = time.monotonic()
+        batch = next(batches).to(device)
+        lap.waited += time.monotonic() - waited
+        lap.samples += batch.size - batch.skipped
+        lap.skipped += batch.skipped
+
+        step += 1
+        torch.manual_seed(hash((config.seed, step, shard.rank)))
+        values = train_step(engine, batch, config.weights, learning_rate(optim, step, config.steps))
+        stopping = shard.any(should_stop(), device) or step == config.steps
+
+        # all ranks meet in the mean, so that all see the same loss and decide alike
+        if stopping or step % config.log_every == 0:
+            means = shard.mean(values | lap.values(step - checked, shard.world, device))
+            if not math.isfinite(means["loss"]) or not math.isfinite(means["grad_norm"]):
+                raise NonFiniteLoss(checked + 1, step, means)
+            metrics.write(step, means | {"lr": learning_rate(optim, step, config.steps)})
+            progress.update(step, f"loss {means['loss']:.3f}  {means['samples_per_second']:.0f} samples/s")
+            checked, lap = step, Lap(time.monotonic())
+
+        # collective: every rank gives its part of the state, rank 0 writes
+        if stopping or step % config.save_every == 0:
+            paused = time.monotonic()
+            state = engine.state(step)
+            if shard.rank == 0:
+                checkpoints.save(step, state, {"stream": dict(stream.identity)})
+            shard.wait()
+            lap.pause(paused)
+
+        # all ranks take part: partitioned parameters are gathered
+        if encoder is not None and evaluators and due(config, step):
+            paused = time.monotonic()
+            metrics.write(step, evaluate(encoder, evaluators))
+            lap.pause(paused)
+    progress.close()
+    return step
+
+
+def due(config: TrainConfig, step: int) -> bool:
+    """Whether step `step` ends with an evaluation."""
+    return step == config.steps or (config.eval_every > 0 and step % config.eval_every == 0)
+
+
+def split_of(batch_size: int, world: int) -> int:
+    """Samples per rank, or `ConfigError` where ranks cannot share a batch."""
+    if batch_size % world:
+        raise ConfigError(
+            f"train.batch_size={batch_size} cannot be shared by {world} ranks: make it a multiple of {world}, "
+            f"for example {batch_size // world * world or world}"
+        )
+    return batch_size // world

@@ -1,0 +1,137 @@
+"""The values that travel between the packages, and the seams at which parts are swapped.
+
+Shape letters, here and everywhere: `b` rows of a batch on this rank, `n` rows that have a modality, `d` embedding
+size, `l` tokens of a caption, `h w` pixels, `t` samples of a sound. A batch is ragged by modality: a row may lack an
+image, a caption or a sound, and a tower only ever sees the rows that have what it reads.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Modality = Literal["image", "text", "audio"]
+Pair = Literal["image_text", "audio_text", "image_audio"]
+MODALITIES: tuple[Modality, ...] = ("image", "text", "audio")
+PAIRS: dict[Pair, tuple[Modality, Modality]] = {
+    "image_text": ("image", "text"),
+    "audio_text": ("audio", "text"),
+    "image_audio": ("image", "audio"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputSpec:
+    """What a model reads: data is decoded to exactly this."""
+
+    image_size: int
+    """Side of the square image in pixels."""
+    resize_mode: Literal["shortest", "longest", "squash"]
+    """As open_clip's: crop the longer side, pad the shorter one, or ignore the aspect."""
+    sample_rate: int
+    """Of sounds, in Hz."""
+    clip_samples: int
+    """Length of a sound in samples: longer ones are cut, shorter ones padded with silence."""
+    context_length: int
+    """Tokens of a caption, start and end included."""
+
+    def nothing(self) -> "dict[Modality, Tensor]":
+        """What a batch holds of each modality when no row has any: tensors of no rows."""
+        return {
+            "image": torch.zeros(0, 3, self.image_size, self.image_size, dtype=torch.uint8),
+            "text": torch.zeros(0, self.context_length, dtype=torch.long),
+            "audio": torch.zeros(0, self.clip_samples),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """Rows of a batch on one rank, ragged by modality."""
+
+    size: int
+    """Number of rows, whatever they hold."""
+    values: Mapping[Modality, Tensor]
+    """image: uint8 (n, 3, h, w); text: int64 tokens (n, l); audio: float32 waveforms in [-1, 1], (n, t).
+    Every modality is there, if only with n = 0."""
+    rows: Mapping[Modality, Int[Tensor, " n"]]
+    """For each modality the row that each of its values belongs to, ascending."""
+    keys: tuple[str, ...] = ()
+    """Where each row came from, `shard#key`."""
+    facts: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+    """The json member of each row."""
+    skipped: int = 0
+    """Samples that belonged here and were rejected."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on `device`."""
+        return replace(
+            self,
+            values={name: value.to(device, non_blocking=True) for name, value in self.values.items()},
+            rows={name: rows.to(device, non_blocking=True) for name, rows in self.rows.items()},
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Embeddings:
+    """A batch in the shared space: unit vectors, ragged by modality like the batch."""
+
+    values: Mapping[Modality, Float[Tensor, "n d"]]
+    rows: Mapping[Modality, Int[Tensor, " n"]]
+
+    def pair(self, pair: Pair) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
+        """Both sides of `pair`, for the rows that have both, in the same order."""
+        x, y = PAIRS[pair]
+        x_has = torch.isin(self.rows[x], self.rows[y])
+        y_has = torch.isin(self.rows[y], self.rows[x])
+        return self.values[x][x_has], self.values[y][y_has]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """One figure of an evaluation, with what is needed to judge it."""
+
+    value: float
+    n: int
+    """Number of decisions it is a mean of."""
+    chance: float
+    """What a model that knows nothing reaches."""
+    low: float
+    high: float
+    """Ends of the 95 % interval."""
+
+
+class Stream(Protocol):
+    """Training data as a pure function of the batch number: batch `k` is the same whenever and wherever it is read."""
+
+    @property
+    def identity(self) -> Mapping[str, str | int | float]:
+        """Everything the order of samples follows from; a run resumes only if it is unchanged."""
+        ...
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """This rank's rows of the global batches `start`, `start + 1`, ... without end."""
+        ...
+
+
+class Encoder(Protocol):
+    """A model as evaluations see it. No gradients; results on the CPU in float32."""
+
+    def embed(self, batch: Batch) -> Embeddings:
+        """Unit embeddings of whatever the batch holds."""
+        ...
+
+    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n d"]:
+        """Unit embeddings of captions, (len(texts), d)."""
+        ...
+
+
+class Evaluator(Protocol):
+    """A benchmark: yields named scores of an encoder. All ranks run it, on the same data."""
+
+    @property
+    def name(self) -> str: ...
+
+    def run(self, encoder: Encoder) -> Iterator[tuple[str, Score]]: ...
