@@ -1,0 +1,1 @@
+"""Data for mmcl: corpora to shards, shards to batches."""

@@ -1,0 +1,1 @@
+"""From corpora on disk or made from nothing to WebDataset shards."""

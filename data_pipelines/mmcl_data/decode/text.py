@@ -1,0 +1,103 @@
+"""Captions and facts: strict text, and the tokens of open_clip's own tokenizer.
+
+Text that is not UTF-8 is refused rather than repaired: replacement characters would be learned. Limits keep a hostile
+member from costing more than a normal one: byte-pair encoding takes seconds for a word of a megabyte, and JSON may
+nest without end.
+"""
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from jaxtyping import Int64
+from torch import Tensor
+
+from mmcl.errors import DataError
+from mmcl.types import InputSpec
+
+if TYPE_CHECKING:
+    from open_clip.tokenizer import SimpleTokenizer
+
+MAX_FACTS_BYTES = 10**6
+MAX_WORD = 1000
+"""Characters of one run of letters or of signs: the cost of encoding a word grows with its square."""
+_MAX_CACHED_WORDS = 200_000
+_WORD = re.compile(r"[^\W\d_]+|[^\w\s]+")
+
+
+def decode_caption(data: bytes, max_bytes: int = 65536) -> str:
+    """The caption in `data`, without surrounding white space.
+
+    Raises:
+        DataError: above `max_bytes`, not UTF-8 (names the byte), empty, or with a word above 1000 characters.
+    """
+    caption = _utf8(data, max_bytes, "the caption").strip()
+    if not caption:
+        raise DataError("the caption is empty")
+    if (longest := max((len(word) for word in _WORD.findall(caption)), default=0)) > MAX_WORD:
+        raise DataError(f"the caption holds a word of {longest} characters, over the limit of {MAX_WORD}")
+    return caption
+
+
+def decode_facts(data: bytes) -> dict[str, Any]:
+    """The JSON object in `data`.
+
+    Raises:
+        DataError: above 1 MB, not UTF-8, not JSON, not an object, or with a number that is NaN or infinite.
+    """
+    text = _utf8(data, MAX_FACTS_BYTES, "the json member")
+    try:
+        facts = json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"the json member is no JSON: {error}") from error
+    if not isinstance(facts, dict):
+        raise DataError(f"the json member holds a {type(facts).__name__}, not an object")
+    return facts
+
+
+def decode_class(data: bytes) -> int:
+    """The class number in `data`.
+
+    Raises:
+        DataError: anything but up to 18 ASCII digits.
+    """
+    if not re.fullmatch(rb"\s*[0-9]{1,18}\s*", data[:40]) or len(data) > 40:
+        raise DataError(f"a class is a number in ASCII digits, not {data[:20]!r}")
+    return int(data)
+
+
+def tokenize(captions: Sequence[str], spec: InputSpec) -> Int64[Tensor, "n l"]:
+    """Token numbers of `captions`, (len(captions), spec.context_length): start, words, end, zeros.
+
+    A longer caption is cut and still ends with the end token. The first call imports open_clip, which takes seconds.
+    """
+    tokenizer = _tokenizer(spec.context_length)
+    if len(tokenizer.cache) > _MAX_CACHED_WORDS:  # it remembers every word it ever saw
+        tokenizer.cache = {word: word for word in ("<start_of_text>", "<end_of_text>")}
+    return tokenizer(list(captions))
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(context_length: int) -> "SimpleTokenizer":
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer(context_length=context_length)
+
+
+def _utf8(data: bytes, limit: int, what: str) -> str:
+    if len(data) > limit:
+        raise DataError(f"{what} of {len(data)} bytes is over the limit of {limit}")
+    try:
+        return data.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{what} is not UTF-8: byte 0x{data[error.start]:02x} at offset {error.start}") from error
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {number} is not finite")
+    return value
