@@ -1,0 +1,312 @@
+"""Members become tensors exactly as documented, and hostile ones a DataError."""
+
+import io
+import json
+import struct
+import time
+import zlib
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from mmcl.errors import DataError
+from mmcl.types import InputSpec
+from mmcl_data.decode.audio import decode_audio
+from mmcl_data.decode.image import decode_image
+from mmcl_data.decode.text import decode_caption, decode_facts, tokenize
+
+
+def spec(**changes) -> InputSpec:
+    fields = {"image_size": 32, "resize_mode": "shortest", "sample_rate": 16000, "clip_samples": 8000}
+    return InputSpec(**{**fields, "context_length": 77, **changes})
+
+
+def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    pixels = np.random.default_rng(width * height).integers(0, 256, (height, width, len(mode)), dtype=np.uint8)
+    return Image.frombytes(mode, (width, height), pixels.tobytes())
+
+
+def encode(image: Image.Image, form: str = "PNG", **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, form, **options)
+    return out.getvalue()
+
+
+def sound(wave, rate: int = 16000, form: str = "WAV", subtype: str | None = None) -> bytes:
+    out = io.BytesIO()
+    soundfile.write(out, wave, rate, format=form, subtype=subtype)
+    return out.getvalue()
+
+
+def tone(seconds: float, rate: int = 16000, hertz: float = 440.0) -> np.ndarray:
+    return (0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+# ---- images
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("size", [(64, 64), (50, 37), (37, 50), (101, 7), (31, 100), (20, 9), (32, 32), (33, 32)])
+@pytest.mark.parametrize(
+    ("form", "pixels"), [("PNG", "RGB"), ("JPEG", "RGB"), ("WEBP", "RGB"), ("PNG", "L"), ("JPEG", "CMYK")]
+)
+def test_images_are_prepared_bit_for_bit_as_open_clip_prepares_them(mode, size, form, pixels):
+    from open_clip.transform import image_transform
+
+    data = encode(noise(*size, pixels), form)
+    theirs = image_transform(32, is_train=False, mean=(0, 0, 0), std=(1, 1, 1), resize_mode=mode)(
+        Image.open(io.BytesIO(data))
+    )
+    ours = decode_image(data, spec(resize_mode=mode))
+    assert ours.dtype == torch.uint8 and ours.shape == (3, 32, 32) and ours.is_contiguous()
+    assert torch.equal(ours, (theirs * 255).round().to(torch.uint8))
+
+
+def test_transparent_images_lie_on_white():
+    clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
+    half = Image.new("RGBA", (8, 8), (0, 0, 0, 128))
+    assert decode_image(encode(clear), spec()).unique().tolist() == [255]
+    assert decode_image(encode(half), spec()).unique().tolist() == [127]
+    assert decode_image(encode(clear, "WEBP", lossless=True, exact=True), spec()).unique().tolist() == [255]
+
+
+def test_transparent_colours_of_palettes_and_rgb_lie_on_white():
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([0, 0, 0, 255, 0, 0])
+    assert decode_image(encode(palette, transparency=1), spec()).unique().tolist() == [255]
+    assert decode_image(encode(palette), spec())[:, 0, 0].tolist() == [255, 0, 0]
+    red = Image.new("RGB", (8, 8), (255, 0, 0))
+    assert decode_image(encode(red, transparency=(255, 0, 0)), spec()).unique().tolist() == [255]
+
+
+def test_grey_images_of_16_bits_keep_their_greys():
+    grey = Image.fromarray(np.full((8, 8), 0x80FF, dtype=np.uint16))
+    assert decode_image(encode(grey), spec()).unique().tolist() == [0x80]
+
+
+def test_the_orientation_in_exif_is_ignored_as_by_open_clip():
+    image = noise(40, 40)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert torch.equal(decode_image(encode(image, exif=exif), spec()), decode_image(encode(image), spec()))
+
+
+def test_the_photo_of_a_phone_picture_with_a_depth_map_is_read():
+    image = noise(40, 40)
+    data = encode(image, "MPO", save_all=True, append_images=[noise(20, 20)], quality=95)
+    assert torch.equal(decode_image(data, spec()), decode_image(encode(image, "JPEG", quality=95), spec()))
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.9])
+def test_truncated_images_are_refused(form, share):
+    data = encode(noise(100, 100), form)
+    with pytest.raises(DataError):
+        decode_image(data[: int(share * len(data))], spec())
+
+
+def test_a_flipped_byte_in_a_png_is_found():
+    data = bytearray(encode(noise(100, 100)))
+    data[len(data) // 2] ^= 0xFF
+    with pytest.raises(DataError):
+        decode_image(bytes(data), spec())
+
+
+@pytest.mark.parametrize("form", ["GIF", "BMP", "TIFF", "PPM", "EPS", "ICO", "PDF"])
+def test_other_formats_are_refused_whatever_the_member_is_called(form):
+    with pytest.raises(DataError, match="not a readable JPEG, PNG or WebP"):
+        decode_image(encode(noise(32, 32), form), spec())
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_animations_are_refused(form):
+    frames = [noise(16, 16), noise(17, 16).resize((16, 16))]
+    with pytest.raises(DataError, match="an animation of 2 frames"):
+        decode_image(encode(frames[0], form, save_all=True, append_images=frames[1:]), spec())
+
+
+def png_header(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(8001, 8000), (10_000, 10_000), (50_000, 50_000), (2**31 - 1, 2**31 - 1)])
+def test_images_over_the_limit_are_refused_before_they_are_decoded(size):
+    started = time.perf_counter()
+    with pytest.raises(DataError):
+        decode_image(png_header(*size), spec())
+    assert time.perf_counter() - started < 0.2
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest"])
+def test_a_line_is_refused_rather_than_blown_up(mode):
+    for size in ((60_000, 1), (1, 60_000)):
+        with pytest.raises(DataError, match="too narrow"):
+            decode_image(encode(Image.new("L", size)), spec(resize_mode=mode, image_size=224))
+
+
+# ---- sounds
+
+
+def test_a_sound_at_the_rate_and_length_of_the_model_is_unchanged():
+    wave = np.random.default_rng(0).uniform(-1, 1, 8000).astype(np.float32)
+    result = decode_audio(sound(wave, subtype="FLOAT"), spec())
+    assert result.dtype == torch.float32
+    assert np.array_equal(result.numpy(), wave)
+
+
+@pytest.mark.parametrize(
+    ("form", "subtype"), [("WAV", None), ("WAVEX", None), ("FLAC", None), ("OGG", None), ("MP3", None)]
+)
+@pytest.mark.parametrize("start", [0.0, 0.3, 0.77, 1.0])
+def test_a_window_equals_that_slice_of_the_whole(form, subtype, start):
+    data = sound(tone(5.0, hertz=300) * np.linspace(0.1, 1, 80000, dtype=np.float32), form=form, subtype=subtype)
+    whole, _ = soundfile.read(io.BytesIO(data), dtype="float32")
+    begin = round(start * (len(whole) - 8000))
+    window = decode_audio(data, spec(), start).numpy()
+    assert np.abs(window - whole[begin : begin + 8000]).max() < 1e-4
+
+
+def test_a_short_sound_is_followed_by_silence():
+    result = decode_audio(sound(tone(0.1)), spec(), 1.0)
+    assert result.shape == (8000,)
+    assert result[:1600].any() and not result[1600:].any()
+
+
+def test_channels_are_averaged():
+    left, right = tone(0.5), tone(0.5, hertz=900)
+    result = decode_audio(sound(np.stack([left, right], axis=1), subtype="FLOAT"), spec())
+    assert np.allclose(result.numpy(), (left + right) / 2, atol=1e-7)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 96000])
+def test_a_tone_keeps_its_pitch_and_loudness_at_another_rate(rate):
+    result = decode_audio(sound(tone(2.0, rate), rate, subtype="FLOAT"), spec(), 0.5).numpy()
+    spectrum = np.abs(np.fft.rfft(result * np.hanning(8000)))
+    assert np.argmax(spectrum) * 2 == 440
+    assert abs(np.abs(result[1000:-1000]).max() - 0.5) < 0.005
+
+
+def test_a_window_of_a_long_sound_is_read_without_decoding_it_all():
+    data = sound(np.zeros(16000 * 1200, dtype=np.float32) + 0.1, form="FLAC")
+    started = time.perf_counter()
+    decode_audio(data, spec(), 0.9)
+    assert time.perf_counter() - started < 0.1
+
+
+@pytest.mark.parametrize(
+    ("wave", "cause"),
+    [
+        (np.zeros(0, np.float32), "the sound is empty"),
+        (np.zeros(8000, np.float32), "silent"),
+        (np.array([0.1, np.nan], np.float32), "NaN or infinite"),
+        (np.array([0.1, np.inf], np.float32), "NaN or infinite"),
+        (np.array([0.1, -3000.0], np.float32), "peaks at 3000"),
+        (np.full((100, 9), 0.1, np.float32), "9 channels"),
+    ],
+)
+def test_sounds_that_cannot_be_used_say_why(wave, cause):
+    with pytest.raises(DataError, match=cause):
+        decode_audio(sound(wave, subtype="FLOAT"), spec())
+
+
+def test_a_sound_a_little_over_full_scale_is_clipped():
+    assert decode_audio(sound(tone(0.5) * 3, subtype="FLOAT"), spec()).abs().max() == 1
+
+
+@pytest.mark.parametrize("rate", [1000, 400_000])
+def test_rates_that_no_sound_has_are_refused(rate):
+    with pytest.raises(DataError, match=f"at {rate} Hz"):
+        decode_audio(sound(tone(0.5), rate), spec())
+
+
+@pytest.mark.parametrize("form", ["AIFF", "AU", "CAF", "W64", "RF64"])
+def test_other_containers_are_refused(form):
+    with pytest.raises(DataError, match=r"format, not one of|not a readable"):
+        decode_audio(sound(tone(0.5), form=form), spec())
+
+
+@pytest.mark.parametrize("data", [b"", b"RIFF", b"not a sound" * 100, b"ID3" + bytes(500), b"OggS" + bytes(500)])
+def test_what_is_no_sound_is_refused(data):
+    with pytest.raises(DataError):
+        decode_audio(data, spec())
+
+
+def test_a_truncated_flac_is_found_where_its_data_end():
+    data = sound(np.random.default_rng(0).uniform(-1, 1, 80000), form="FLAC")
+    with pytest.raises(DataError):
+        decode_audio(data[: len(data) // 2], spec(), 1.0)
+
+
+def test_a_header_that_promises_hours_costs_nothing():
+    data = bytearray(sound(tone(0.1), form="FLAC"))
+    data[21] |= 0x0F  # the 36 bits of the number of samples in STREAMINFO
+    data[22:26] = b"\xff" * 4
+    started = time.perf_counter()
+    with pytest.raises(DataError):
+        decode_audio(bytes(data), spec(), 1.0)
+    assert time.perf_counter() - started < 0.5
+
+
+# ---- text
+
+
+def test_a_caption_is_stripped_and_keeps_its_language():
+    assert decode_caption("\ufeff  Eine Krähe 🐦.\n".encode()) == "Eine Krähe 🐦."
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"),
+    [
+        (b"a caf\xe9 table", "not UTF-8: byte 0xe9 at offset 5"),
+        (b"\xff\xfea\x00", "not UTF-8: byte 0xff at offset 0"),
+        (b"", "is empty"),
+        (b" \n\t", "is empty"),
+        (b"a b " * 20000, "80000 bytes is over the limit of 65536"),
+        (b"look: " + b"w" * 1001, "a word of 1001 characters"),
+    ],
+)
+def test_captions_that_cannot_be_used_say_why(data, cause):
+    with pytest.raises(DataError, match=cause):
+        decode_caption(data)
+
+
+def test_tokens_are_those_of_open_clip_for_every_context_length():
+    import open_clip
+
+    captions = ["A crow.", "Eine Krähe 🐦 &amp; more", "word " * 200]
+    assert torch.equal(tokenize(captions, spec()), open_clip.tokenize(captions))
+    short = tokenize(captions, spec(context_length=8))
+    assert short.shape == (3, 8) and short.dtype == torch.int64 and short[2, -1] == 49407
+    assert tokenize([], spec()).shape == (0, 77)
+
+
+def test_the_longest_legal_caption_is_encoded_in_time():
+    caption = decode_caption(("qzxj" * 250 + " ").encode() * 60)
+    tokenize(["warm up"], spec())
+    started = time.perf_counter()
+    tokenize([caption], spec())
+    assert time.perf_counter() - started < 1
+
+
+def test_facts_are_a_json_object():
+    assert decode_facts(b'{"a": [1, 2.5, null, "\xc3\xa9"]}') == {"a": [1, 2.5, None, "é"]}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[1]", b"3", b"", b"{", b'{"a": NaN}', b'{"a": -Infinity}', b'{"a": 1e999}', b'{"a": "\xff"}',
+        b'{"a": ' + b"[" * 400_000 + b"]" * 400_000 + b"}", b'{"a": ' + b"9" * 10_000 + b"}",
+        json.dumps({"a": "x" * 10**6}).encode(),
+    ],
+)  # fmt: skip
+def test_other_json_is_refused(data):
+    with pytest.raises(DataError):
+        decode_facts(data)

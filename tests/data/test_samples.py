@@ -1,0 +1,107 @@
+"""One sample to one row, and rows to a batch."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from test_stream import SPEC, png, sample, wav, write
+
+import mmcl_data.samples
+from mmcl.errors import SampleRejected, ShardDamaged
+from mmcl.types import MODALITIES
+from mmcl_data.samples import Row, ShardFiles, collate, decode_row, is_usable, modalities_of
+from mmcl_data.scan import SampleEntry, scan_shard
+
+PATH = Path("shards/000007.tar")
+
+
+def members(**changes: bytes) -> dict[str, bytes]:
+    return {"png": png(3), "wav": wav(3), "txt": b" three \n", "json": b'{"number": 3}', **changes}
+
+
+def test_a_row_holds_what_the_members_say():
+    row = decode_row(PATH, "k", members(), SPEC, start=0.0, with_facts=True)
+    assert (row.key, row.caption, row.facts) == ("000007.tar#k", "three", {"number": 3})
+    assert row.image.shape == (3, 8, 8) and row.audio.shape == (80,)
+    assert all(row.has(name) for name in MODALITIES)
+
+
+def test_facts_are_read_only_where_they_are_wanted():
+    assert decode_row(PATH, "k", members(json=b"{broken"), SPEC, start=0.0).facts == {}
+    with pytest.raises(SampleRejected, match=r"000007.tar: sample 'k': the json member is no JSON"):
+        decode_row(PATH, "k", members(json=b"{broken"), SPEC, start=0.0, with_facts=True)
+
+
+def test_members_of_other_kinds_are_never_touched():
+    row = decode_row(PATH, "k", members(pyd=b"cos\nsystem\n", pth=b"\x80"), SPEC, start=0.0, with_facts=True)
+    assert row.facts == {"number": 3}
+
+
+def test_the_first_member_of_a_kind_counts():
+    row = decode_row(PATH, "k", {"png": png(3), "jpg": b"nonsense"}, SPEC, start=0.0)
+    assert row.image[0, 0, 0] == 3
+
+
+def test_a_rejection_says_where_and_why():
+    with pytest.raises(SampleRejected) as caught:
+        decode_row(PATH, "k", members(png=b"GIF89a"), SPEC, start=0.0)
+    assert (caught.value.shard, caught.value.key) == (str(PATH), "k")
+    assert "not a readable JPEG, PNG or WebP image" in caught.value.cause
+
+
+@pytest.mark.parametrize(
+    ("extensions", "usable"),
+    [
+        (("jpg", "txt"), True),
+        (("flac", "txt"), True),
+        (("webp", "ogg"), True),
+        (("jpg", "png", "json", "cls"), False),
+        (("txt",), False),
+        (("pyd", "npy"), False),
+    ],
+)
+def test_a_sample_is_usable_with_two_modalities(extensions, usable):
+    entry = SampleEntry("k", extensions, (0,) * len(extensions), (1,) * len(extensions))
+    assert is_usable(modalities_of(entry)) is usable
+
+
+def test_rows_become_ragged_values_and_their_row_numbers():
+    image, sound = torch.ones(3, 8, 8, dtype=torch.uint8), torch.ones(80)
+    rows = [Row("a", caption="one"), Row(""), Row("c", image=image, audio=sound), Row("d", image=image, caption="four")]
+    batch = collate(rows, SPEC, skipped=1)
+    assert (batch.size, batch.skipped, batch.keys) == (4, 1, ("a", "", "c", "d"))
+    assert {name: batch.rows[name].tolist() for name in MODALITIES} == {"image": [2, 3], "text": [0, 3], "audio": [2]}
+    assert {name: tuple(batch.values[name].shape) for name in MODALITIES} == {
+        "image": (2, 3, 8, 8),
+        "text": (2, 12),
+        "audio": (1, 80),
+    }
+
+
+def test_rows_without_anything_are_a_batch_of_the_right_types():
+    batch = collate([Row("")] * 3, SPEC, skipped=3)
+    assert batch.size == 3
+    for name, dtype in (("image", torch.uint8), ("text", torch.int64), ("audio", torch.float32)):
+        assert batch.values[name].dtype == dtype and len(batch.values[name]) == len(batch.rows[name]) == 0
+        assert batch.rows[name].dtype == torch.int64
+
+
+def test_no_more_files_are_open_than_allowed_and_each_is_still_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(mmcl_data.samples, "MAX_OPEN_FILES", 2)
+    write(tmp_path / "s", [sample(n) for n in range(5)], per_shard=1)
+    paths = sorted((tmp_path / "s").iterdir())
+    files, before = ShardFiles(), len(os.listdir("/proc/self/fd"))
+    for path in (*paths, *paths, paths[-1]):
+        entry = scan_shard(path).samples[0]
+        assert files.read(path, entry)["txt"] == f"number {int(entry.key)}".encode()
+    assert len(files.open) == 2 and len(os.listdir("/proc/self/fd")) == before + 2
+
+
+def test_a_shard_that_became_shorter_is_damaged(tmp_path):
+    write(tmp_path / "s", [sample(n) for n in range(3)])
+    path = tmp_path / "s" / "000000.tar"
+    entry = scan_shard(path).samples[-1]
+    os.truncate(path, entry.offsets[-1])
+    with pytest.raises(ShardDamaged, match="shorter than when it was scanned"):
+        ShardFiles().read(path, entry)
