@@ -115,8 +115,17 @@ def start_ranks(module: str, arguments: Sequence[str], nproc: int) -> None:
     except SignalException as stop:
         raise Stopped(f"stopped by {stop.sigval.name}: the ranks were told to save and end") from None
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        rank, code = first_to_fail({rank: failure.exitcode for rank, failure in error.failures.items()})
         raise RankFailed(
-            f"rank {rank} ended with exit code {failure.exitcode}; the other ranks were stopped. Its own message is "
+            f"rank {rank} ended with exit code {code}; the other ranks were stopped. Its own message is "
             "above; the run resumes from its last checkpoint with the same command"
         ) from None
+
+
+def first_to_fail(exit_codes: Mapping[int, int]) -> tuple[int, int]:
+    """The rank to blame, and its exit code, among ranks seen to have failed at the same moment.
+
+    A rank that was killed says nothing, and its peers fail at once because they lost it: a signal (a negative code)
+    comes before an error of the rank's own, then the lowest rank.
+    """
+    return min(exit_codes.items(), key=lambda item: (item[1] >= 0, item[0]))

@@ -19,7 +19,7 @@ import yaml
 from mmcl.errors import ConfigError
 from mmcl.testing import tiny_config
 from mmcl_data.build.world import WorldConfig, build_world
-from mmcl_launch.ranks import Place, place_from
+from mmcl_launch.ranks import Place, first_to_fail, place_from
 
 SLURM = Path(__file__).parents[2] / "slurm"
 JOBS: list[subprocess.Popen[str]] = []
@@ -295,3 +295,15 @@ def test_a_place_half_told_is_an_error_that_names_what_is_missing(environ, lacki
 def test_a_place_that_is_no_number_is_an_error(name):
     with pytest.raises(ConfigError, match="numbers"):
         place_from(SRUN_2_OF_4 | {name: "any"})
+
+
+@pytest.mark.parametrize(
+    ("exit_codes", "blamed"),
+    [
+        ({0: 1, 1: -9}, (1, -9)),  # rank 0 lost its peer and was seen to fail in the same moment
+        ({2: 2, 1: 2}, (1, 2)),
+        ({0: 1}, (0, 1)),
+    ],
+)
+def test_of_ranks_that_failed_together_the_killed_one_is_blamed(exit_codes, blamed):
+    assert first_to_fail(exit_codes) == blamed
