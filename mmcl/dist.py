@@ -8,12 +8,12 @@ ranks of what each wants from it.
 
 import datetime
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
@@ -33,13 +33,30 @@ class Shard:
         dist.all_gather(counts, own)
         return [int(count) for count in torch.cat(counts).tolist()]
 
-    def gather(self, x: Float[Tensor, "n d"], counts: list[int]) -> Float[Tensor, "total d"]:
-        """Rows of all ranks in rank order, differentiable. `counts` as from `counts`. Collective, backward too."""
-        return x if self.world == 1 else _Gather.apply(x, counts, self.rank)  # pyright: ignore[reportReturnType]
+    def gather(self, x: Float[Tensor, "n d"]) -> "Gathered":
+        """Rows of all ranks in rank order, differentiable. Collective, backward too."""
+        counts = self.counts(len(x), x.device)
+        values = x if self.world == 1 else _Gather.apply(x, counts, self.rank)
+        return Gathered(values, tuple(counts), self)  # pyright: ignore[reportArgumentType]
 
-    def first_row(self, counts: list[int]) -> int:
-        """Where this rank's rows begin among the gathered ones."""
-        return sum(counts[: self.rank])
+    def gather_like(self, x: Shaped[Tensor, "n ..."], counts: Sequence[int]) -> Shaped[Tensor, "total ..."]:
+        """Likewise without a gradient, for rows whose `counts` are known: ids, masks, statistics. Collective."""
+        return x.detach() if self.world == 1 else _gather(x.detach(), list(counts))
+
+    def sum(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Sum over ranks, differentiable: every rank gets what all ranks want of it. Collective, backward too."""
+        return x if self.world == 1 else _Sum.apply(x)  # pyright: ignore[reportReturnType]
+
+    def log_sum_exp(self, x: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Over ranks, element by element, without a gradient; minus infinity is an empty sum. Collective."""
+        if self.world == 1:
+            return x
+        largest = x.clone()
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        finite = largest.masked_fill(largest == -torch.inf, 0.0)
+        total = (x - finite).exp_()
+        dist.all_reduce(total)
+        return total.log_().add_(finite)
 
     def mean(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """Mean over ranks of scalars, as numbers: waits for the device. Collective; all ranks get the same."""
@@ -65,31 +82,67 @@ class Shard:
 ONE_PROCESS = Shard()
 
 
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """Rows of all ranks, one rank after another, so that several losses can share one gather."""
+
+    values: Float[Tensor, "total d"]
+    counts: tuple[int, ...]
+    """Rows of each rank."""
+    shard: Shard
+
+    @property
+    def own(self) -> slice:
+        """Which rows are this rank's."""
+        first = sum(self.counts[: self.shard.rank])
+        return slice(first, first + self.counts[self.shard.rank])
+
+
 class _Gather(torch.autograd.Function):
-    """All-gather of ragged rows; backward sums over ranks and keeps the own rows."""
+    """All-gather of ragged rows; backward is a reduce-scatter: the sum over ranks of what each wants of the own rows."""
 
     @staticmethod
     def forward(ctx, x: Tensor, counts: list[int], rank: int) -> Tensor:
         ctx.counts, ctx.rank = counts, rank
-        longest = max(counts)
-        padded = x.new_zeros(longest, *x.shape[1:])
-        padded[: len(x)] = x
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        return _gather(x, counts)
 
     @staticmethod
     def backward(ctx, *grads: Tensor) -> tuple[Tensor, None, None]:
-        grad = grads[0].contiguous().clone()
+        parts = [part.contiguous() for part in grads[0].split(ctx.counts)]
+        own = torch.empty_like(parts[ctx.rank])
+        if sum(ctx.counts):
+            dist.reduce_scatter(own, parts)
+        return own, None, None
+
+
+def _gather(x: Tensor, counts: list[int]) -> Tensor:
+    if sum(counts) == 0:  # on every rank
+        return x.clone()
+    if len(set(counts)) == 1:
+        whole = x.new_empty(sum(counts), *x.shape[1:])
+        dist.all_gather(list(whole.split(counts)), x.contiguous())
+        return whole
+    padded = x.new_zeros(max(counts), *x.shape[1:])  # gloo gathers equal sizes only
+    padded[: len(x)] = x
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+class _Sum(torch.autograd.Function):
+    """All-reduce whose backward is an all-reduce: what a rank adds reaches the losses of all ranks."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor]:
+        grad = grads[0].clone()
         dist.all_reduce(grad)
-        first = sum(ctx.counts[: ctx.rank])
-        return grad[first : first + ctx.counts[ctx.rank]], None, None
-
-
-def rows_of(shard: Shard, counts: list[int], device: torch.device) -> Int[Tensor, " n"]:
-    """Global indices of this rank's rows."""
-    first = shard.first_row(counts)
-    return torch.arange(first, first + counts[shard.rank], device=device)
+        return (grad,)
 
 
 def connect(rank: int, world: int, address: str, port: int, timeout_s: float = 600.0) -> Shard:

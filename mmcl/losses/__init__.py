@@ -2,3 +2,4 @@
 
 from mmcl.losses.infonce import info_nce as info_nce
 from mmcl.losses.pairs import pair_losses as pair_losses
+from mmcl.losses.rows import HardNegatives as HardNegatives

@@ -7,40 +7,95 @@ happens to have, possibly none, and returns its share such that the mean over ra
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from mmcl.dist import ONE_PROCESS, Shard, rows_of
+from mmcl.dist import ONE_PROCESS, Gathered, Shard
+from mmcl.errors import ConfigError
+from mmcl.losses.rows import (
+    HardNegatives,
+    as_keys,
+    dot,
+    exact,
+    log_add,
+    log_sum_exp_of_negatives,
+    relative,
+    share,
+)
+from mmcl.losses.tiles import Skip, log_sum_exp, means
 
 
-def info_nce(
+def info_nce(  # noqa: PLR0913 (what composes, each by name)
     x: Float[Tensor, "n d"],
-    y: Float[Tensor, "n d"],
+    y: Float[Tensor, "n d"] | Gathered,
     scale: Float[Tensor, ""],
     shard: Shard = ONE_PROCESS,
+    *,
+    same: Int[Tensor, "n k"] | None = None,
+    weights: Float[Tensor, " n"] | None = None,
+    smoothing: float = 0.0,
+    teacher: Float[Tensor, "n t"] | None = None,
+    negatives: HardNegatives | None = None,
 ) -> Float[Tensor, ""]:
     """How badly each x picks its y among all N, and each y its x. Collective when `shard` has several ranks.
 
     Args:
         x: unit vectors of this rank's rows, one side of the pair.
-        y: unit vectors of the same rows, the other side.
+        y: unit vectors of the same rows, the other side, or what `shard.gather` made of them.
         scale: the logit scale s = 1 / temperature.
         shard: this rank; ranks may hold different numbers of rows.
+        same: ids of this rank's rows, k kinds of them, such as sample, caption and image. Rows that share an id are
+            no negatives of each other (false negatives); ids below 0 match nothing.
+        weights: how much each row counts, relative to the others; their mean over the global batch is made 1.
+            GCL, Zhu et al. 2024, https://arxiv.org/abs/2404.08535.
+        smoothing: the share of the target that is spread over all columns that count, own one included.
+            Szegedy et al. 2016, https://arxiv.org/abs/1512.00567, section 7.
+        teacher: unit vectors of the rows of x from a frozen or strong model. Targets of x become
+            w_ij / sum_j w_ij with w_ij = (t_i.t_j + 1) / 2 in place of the own column alone; targets of y stay.
+            CWCL, Srinivasa et al. 2023, https://arxiv.org/abs/2309.14580. The teacher gets no gradient.
+        negatives: y-like embeddings that only serve as further columns of x, and never ask.
 
     Returns:
         world / N times the sum over this rank's rows; the mean over ranks is the loss of the global batch. With N = 0
         the result is 0 and every input still gets its (zero) gradient, so that no rank leaves a collective out.
+
+    Raises:
+        ConfigError: `smoothing` outside [0, 1), or `teacher` together with `same` or `smoothing`, which contradict it.
     """
-    counts = shard.counts(len(x), x.device)
-    every_x, every_y = shard.gather(x, counts), shard.gather(y, counts)
-    with torch.autocast(x.device.type, enabled=False):
-        x, y, every_x, every_y, scale = (value.float() for value in (x, y, every_x, every_y, scale))
-        total = sum(counts)
-        if total == 0:
-            return (every_x.sum() + every_y.sum()) * scale * 0.0
-        target = rows_of(shard, counts, x.device)
-        x_to_y = scale * x @ every_y.T  # (n, N)
-        y_to_x = scale * y @ every_x.T  # (n, N)
-        losses = cross_entropy(x_to_y, target, reduction="sum") + cross_entropy(y_to_x, target, reduction="sum")
-        return losses * (shard.world / (2 * total))
+    if not 0 <= smoothing < 1:
+        raise ConfigError(f"smoothing={smoothing}: expected a share of the target, 0 <= smoothing < 1")
+    if teacher is not None and (same is not None or smoothing):
+        raise ConfigError(
+            "teacher gives every column its target, so it cannot go with same or smoothing: leave those out"
+        )
+    x, scale = exact(x, scale)
+    keys, skip = as_keys(y, shard), Skip(same=same)
+    queries = scale * x
+    own = dot(queries, keys.values[keys.own])
+    rows, columns = log_sum_exp(queries, keys, skip)
+    if negatives is not None:
+        rows = log_add(rows, log_sum_exp_of_negatives(queries, negatives, shard))
+    of_row = of_column = own
+    if smoothing:
+        of_row, of_column = (torch.lerp(own, mean, smoothing) for mean in means(queries, keys, skip))
+    if teacher is not None:
+        of_row = _taught(queries, keys, teacher, shard)
+    losses = rows - of_row + columns - of_column
+    if weights is not None:
+        losses = losses * relative(weights, keys.counts, shard)
+    return share(losses, keys.counts, shard) / 2
+
+
+def _taught(
+    queries: Float[Tensor, "n d"], keys: Gathered, teacher: Float[Tensor, "n t"], shard: Shard
+) -> Float[Tensor, " n"]:
+    """The mean logit of each row under the teacher's targets, sum_j w_ij q_i.y_j / sum_j w_ij. Collective.
+
+    w_ij is linear in t_j, so that the sums over all columns are (t + 1, d + 1) numbers, and not (N, N).
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        (taught,) = exact(teacher.detach())
+        one = taught.new_ones(len(taught), 1)
+        taught, values = torch.cat([taught, one], 1), torch.cat([keys.values[keys.own], one], 1)
+        mixed = taught @ shard.sum(taught.T @ values)  # (n, d + 1): sum_j (t_i.t_j + 1) [y_j, 1]
+        return dot(queries, mixed[:, :-1]) / mixed[:, -1].clamp(min=torch.finfo(mixed.dtype).eps)

@@ -12,7 +12,7 @@ from jaxtyping import TypeCheckError
 from rank_cases import all_cases, own_rows
 from torch.nn.functional import normalize
 
-from mmcl.dist import ONE_PROCESS, Shard
+from mmcl.dist import ONE_PROCESS, Gathered, Shard
 from mmcl.losses import info_nce, pair_losses
 from mmcl.testing import run_ranks
 from mmcl.types import MODALITIES, PAIRS, Embeddings
@@ -87,8 +87,8 @@ def test_one_row_has_nothing_to_tell_apart():
     x, y, s = unit(1, 8, 0).requires_grad_(), unit(1, 8, 1).requires_grad_(), torch.tensor(14.0, requires_grad=True)
     loss = info_nce(x, y, s)
     loss.backward()
-    assert loss.item() == 0
-    assert not x.grad.any() and not y.grad.any() and s.grad == 0
+    for value in (loss.detach(), x.grad, y.grad, s.grad):  # but for the rounding of a logit of 14
+        assert value.abs().max() <= 14 * torch.finfo(torch.float32).eps
 
 
 def test_no_rows_cost_nothing_and_every_input_still_gets_its_gradient():
@@ -212,4 +212,4 @@ def test_one_process_equals_the_dense_formula_through_a_model():
 
 def test_ranks_have_their_rows_one_after_another():
     assert own_rows((4, 0, 3), 2) == slice(4, 7)
-    assert Shard(2, 3).first_row([4, 0, 3]) == 4
+    assert Gathered(torch.zeros(7, 1), (4, 0, 3), Shard(2, 3)).own == slice(4, 7)

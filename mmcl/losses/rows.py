@@ -1,0 +1,77 @@
+"""What the objectives do with rows: gathered keys, further columns, sums that may be empty, a rank's share of a mean."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mmcl.dist import Gathered, Shard
+from mmcl.losses.tiles import log_sum_exp_of_rows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HardNegatives:
+    """Embeddings that are wrong for a row on purpose, such as its caption with two words swapped. They never ask."""
+
+    values: Float[Tensor, "m d"]
+    """Unit vectors, any number for each row."""
+    rows: Int[Tensor, " m"]
+    """Which of this rank's rows of the pair each belongs to."""
+    seen_by: Literal["own", "all"] = "own"
+    """own: a further column of its own row alone (CompA, Ghosh et al. 2024, https://arxiv.org/abs/2310.08753); stays on
+    its rank. all: of every row on every rank (NegCLIP, Yuksekgonul et al. 2023, https://arxiv.org/abs/2210.01936)."""
+
+
+def exact(*values: Tensor) -> tuple[Tensor, ...]:
+    """In fp32 at least."""
+    return tuple(value.to(torch.promote_types(value.dtype, torch.float32)) for value in values)
+
+
+def as_keys(y: Float[Tensor, "n d"] | Gathered, shard: Shard) -> Gathered:
+    """`y` of all ranks in fp32 at least. Collective unless someone has gathered it before."""
+    return y if isinstance(y, Gathered) else shard.gather(*exact(y))
+
+
+def dot(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Row by row."""
+    return (a * b).sum(-1)
+
+
+def log_add(*parts: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """log(exp(a) + exp(b) + ...), where minus infinity is an empty sum that has no gradient."""
+    stacked = torch.stack(parts)
+    largest = stacked.detach().amax(0)
+    some = largest > -torch.inf
+    total = (stacked - largest.masked_fill(~some, 0.0)).exp().sum(0)
+    return torch.where(some, torch.where(some, total, 1.0).log() + largest, -torch.inf)
+
+
+def log_sum_exp_by_row(logits: Float[Tensor, " m"], rows: Int[Tensor, " m"], n: int) -> Float[Tensor, " n"]:
+    """Log-sum-exp of the logits of each of n rows, where minus infinity is a row without any."""
+    largest = logits.detach().new_full((n,), -torch.inf).scatter_reduce(0, rows, logits.detach(), "amax")
+    some = largest > -torch.inf
+    total = torch.zeros_like(largest).index_add(0, rows, (logits - largest.masked_fill(~some, 0.0)[rows]).exp())
+    return torch.where(some, torch.where(some, total, 1.0).log() + largest, -torch.inf)
+
+
+def log_sum_exp_of_negatives(
+    queries: Float[Tensor, "n d"], negatives: HardNegatives, shard: Shard
+) -> Float[Tensor, " n"]:
+    """Of each query over the hard negatives that it sees. Collective if all see them."""
+    (values,) = exact(negatives.values)
+    if negatives.seen_by == "all":
+        return log_sum_exp_of_rows(queries, shard.gather(values))
+    return log_sum_exp_by_row(dot(queries[negatives.rows], values), negatives.rows, len(queries))
+
+
+def share(losses: Float[Tensor, " n"], counts: tuple[int, ...], shard: Shard) -> Float[Tensor, ""]:
+    """This rank's part of the mean over all rows, such that the mean over ranks is that mean; 0 where there are none."""
+    return losses.sum() * (shard.world / max(1, sum(counts)))
+
+
+def relative(weights: Float[Tensor, " n"], counts: tuple[int, ...], shard: Shard) -> Float[Tensor, " n"]:
+    """Weights whose mean over the global batch is 1. Collective."""
+    (weights,) = exact(weights.detach())
+    return weights * (sum(counts) / shard.sum(weights.sum()).clamp(min=torch.finfo(weights.dtype).tiny))

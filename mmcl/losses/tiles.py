@@ -1,0 +1,315 @@
+"""The logits of a global batch, walked in tiles: the core under every objective.
+
+A rank holds n queries q_i (already multiplied by the logit scale) and all N keys y_j. It walks its (n, N) block of
+logits q_i.y_j tile by tile and keeps statistics only; the backward walk computes each tile once more and forms both
+gradients from it. So memory grows with (n + N) d and not with n N, and there and back cost four matrix products of
+n N d, the least that exact gradients of both sides take where the logits are not kept. The statistics are those of
+Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867; tiles for contrastive losses are Inf-CL, Cheng et al.
+2024, https://arxiv.org/abs/2410.17243.
+
+Statistics are fp32, or float64 for float64 inputs. Products are bf16 under bf16 autocast.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from mmcl.dist import Gathered
+
+SAFE = 60.0
+"""The exponentials of numbers within this distance of 0 add up to finite fp32 numbers that keep their digits."""
+
+CPU_TILE = (1024, 1024)
+GPU_TILE = (8192, 8192)
+"""Rows and columns: what stays in a CPU's caches, and what fills a GPU with 256 MiB of fp32."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Skip:
+    """Logits that do not count, as if they were minus infinity. There must be a key of its own for every query."""
+
+    own: bool = False
+    """Each row's own column."""
+    same: Int[Tensor, "n k"] | None = None
+    """Every other column that has one of its k ids in common with the row, for this rank's rows; ids below 0 match
+    nothing."""
+
+
+NOTHING = Skip()
+
+
+def log_sum_exp(
+    queries: Float[Tensor, "n d"], keys: Gathered, skip: Skip = NOTHING
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " m"]]:
+    """Row and column log-sum-exp of the logits of all ranks, for this rank's n queries and its own m keys.
+
+        rows_i = log sum_j exp(q_i.y_j)        columns_j = log sum_i exp(q_i.y_j)
+
+    An empty sum is minus infinity, without a gradient. Collective, backward too.
+    """
+    rows, columns = _LogSumExp.apply(queries, keys.values, _Terms(keys, skip))  # pyright: ignore
+    return rows, columns
+
+
+def log_sum_exp_of_rows(queries: Float[Tensor, "n d"], keys: Gathered, skip: Skip = NOTHING) -> Float[Tensor, " n"]:
+    """The first half of `log_sum_exp`, for queries and keys that do not take turns. Not collective, except for `skip`."""
+    return _LogSumExp.apply(queries, keys.values, _Terms(keys, skip, columns=False))[0]  # pyright: ignore
+
+
+def means(
+    queries: Float[Tensor, "n d"], keys: Gathered, skip: Skip = NOTHING
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " m"]]:
+    """Row and column means of the logits of all ranks, for this rank's queries and keys; 0 where none counts.
+
+    Collective, backward too.
+    """
+    rows, columns = _Means.apply(queries, keys.values, _Terms(keys, skip))  # pyright: ignore
+    return rows, columns
+
+
+def sum_of_softplus(
+    queries: Float[Tensor, "n d"], keys: Gathered, bias: Float[Tensor, ""], skip: Skip = NOTHING
+) -> Float[Tensor, ""]:
+    """The sum over this rank's rows and all keys of log(1 + exp(q_i.y_j + b)). Not collective, except for `skip`.
+
+    Its gradient needs no normaliser, so the forward walk forms it: three matrix products in all.
+    """
+    return _SumOfSoftplus.apply(queries, keys.values, bias, _Terms(keys, skip))  # pyright: ignore
+
+
+class _Terms:
+    """What a walk needs to know beside the tensors that have gradients. Collective where ids are compared."""
+
+    def __init__(self, keys: Gathered, skip: Skip, *, columns: bool = True) -> None:
+        self.shard, self.counts, self.own, self.columns = keys.shard, keys.counts, keys.own, columns
+        self.skip_own, self.same, self.every_same = skip.own, None, None
+        if skip.same is not None:
+            every = self.shard.gather_like(skip.same, self.counts)
+            self.same, self.every_same = skip.same.masked_fill(skip.same < 0, -1), every.masked_fill(every < 0, -2)
+
+    def skipped(self, r: slice, c: slice, device: torch.device) -> Tensor | None:
+        """Which logits of a tile do not count; None where all do."""
+        low, high = max(r.start + self.own.start, c.start), min(r.stop + self.own.start, c.stop)  # own columns in it
+        if self.same is None and not (self.skip_own and low < high):
+            return None
+        skipped = torch.zeros(r.stop - r.start, c.stop - c.start, dtype=torch.bool, device=device)
+        if self.same is not None and self.every_same is not None:
+            for ids, every in zip(self.same[r].T, self.every_same[c].T, strict=True):
+                skipped |= ids[:, None] == every
+        if low < high:
+            first = low - self.own.start - r.start
+            skipped[first : first + high - low, low - c.start : high - c.start].fill_diagonal_(self.skip_own)
+        return skipped
+
+
+class _Walk:
+    """The tiles of this rank's block of logits: products in one type, everything else in another."""
+
+    def __init__(self, q: Tensor, y: Tensor, terms: _Terms, product_dtype: torch.dtype) -> None:
+        self.dtype, self.product_dtype = _dtype(q, y), product_dtype
+        self.q, self.y, self.terms = q.detach().to(product_dtype), y.detach().to(product_dtype), terms
+        rows, columns = GPU_TILE if q.is_cuda else CPU_TILE
+        self.rows, self.columns = _parts(len(q), rows), _parts(len(y), columns)
+        self.product = q.new_empty(min(rows, len(q)) * min(columns, len(y)), dtype=product_dtype)
+        self.tile = self.product if product_dtype == self.dtype else self.product.to(self.dtype)
+
+    def __iter__(self) -> Iterator[tuple[slice, slice, Tensor, Tensor | None]]:
+        """Rows, columns, their logits (overwritten by the next tile's), and which of them do not count."""
+        for r, c, logits, skipped in self.empty():
+            product = self._view(self.product, r, c)
+            torch.mm(self.q[r], self.y[c].T, out=product)
+            if product.dtype != logits.dtype:
+                logits.copy_(product)
+            yield r, c, logits, skipped
+
+    def empty(self) -> Iterator[tuple[slice, slice, Tensor, Tensor | None]]:
+        """Likewise with the room for the logits only."""
+        for r in self.rows:
+            for c in self.columns:
+                yield r, c, self._view(self.tile, r, c), self.terms.skipped(r, c, self.q.device)
+
+    def bound(self) -> float:
+        """No logit is larger: the product of the longest query and the longest key. Waits for the device."""
+        if not len(self.q) or not len(self.y):
+            return 0.0
+        return float(self.q.to(self.dtype).norm(dim=1).max() * self.y.to(self.dtype).norm(dim=1).max())
+
+    def add_gradients(self, r: slice, c: slice, wanted: Tensor, to_q: Tensor | None, to_y: Tensor | None) -> None:
+        """Add what the gradient of one tile's logits, `wanted`, means for its queries and its keys."""
+        if self.product_dtype == self.dtype:
+            if to_q is not None:
+                to_q[r].addmm_(wanted, self.y[c])
+            if to_y is not None:
+                to_y[c].addmm_(wanted.T, self.q[r])
+            return
+        rounded = self._view(self.product, r, c).copy_(wanted)
+        if to_q is not None:
+            to_q[r].add_(rounded @ self.y[c])
+        if to_y is not None:
+            to_y[c].add_(rounded.T @ self.q[r])
+
+    def _view(self, buffer: Tensor, r: slice, c: slice) -> Tensor:
+        rows, columns = r.stop - r.start, c.stop - c.start
+        return buffer[: rows * columns].view(rows, columns)
+
+
+def _dtype(q: Tensor, y: Tensor) -> torch.dtype:
+    """Of statistics and gradients."""
+    return torch.promote_types(torch.promote_types(q.dtype, y.dtype), torch.float32)
+
+
+def _product_dtype(q: Tensor, y: Tensor) -> torch.dtype:
+    """bf16 under bf16 autocast, but not fp16 under fp16: there the shares of a large batch would vanish."""
+    kind, dtype = q.device.type, _dtype(q, y)
+    low = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
+    return torch.bfloat16 if low and dtype == torch.float32 else dtype
+
+
+def _parts(size: int, part: int) -> list[slice]:
+    return [slice(start, min(start + part, size)) for start in range(0, size, part)]
+
+
+def _exp(logits: Tensor, shift: float, skipped: Tensor | None) -> Tensor:
+    """In place, and 0 where skipped."""
+    if shift:
+        logits.sub_(shift)
+    logits.exp_()
+    return logits if skipped is None else logits.masked_fill_(skipped, 0.0)
+
+
+def _gradients(ctx: Any, q: Tensor, y: Tensor, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    """Zeros to add to, for the inputs that want a gradient."""
+    return (
+        torch.zeros_like(q, dtype=dtype) if ctx.needs_input_grad[0] else None,
+        torch.zeros_like(y, dtype=dtype) if ctx.needs_input_grad[1] else None,
+    )
+
+
+def _statistics(walk: _Walk, shift: float | None) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp of this rank's block by row and by column.
+
+    One exponential of each logit serves both, less a `shift` common to all, which loses a row whose largest logit lies
+    far below it. With None each sum has a maximum of its own, at the cost of two exponentials.
+    """
+    start = -torch.inf if shift is None else 0.0
+    rows, columns = (side.new_full((len(side),), start, dtype=walk.dtype) for side in (walk.q, walk.y))
+    for r, c, logits, skipped in walk:
+        if shift is None:
+            if skipped is not None:
+                logits.masked_fill_(skipped, -torch.inf)
+            rows[r] = torch.logaddexp(rows[r], logits.logsumexp(1))
+            columns[c] = torch.logaddexp(columns[c], logits.logsumexp(0))
+        else:
+            exponentials = _exp(logits, shift, skipped)
+            rows[r] += exponentials.sum(1)
+            columns[c] += exponentials.sum(0)
+    return (rows, columns) if shift is None else (rows.log_().add_(shift), columns.log_().add_(shift))
+
+
+class _LogSumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, y: Tensor, terms: _Terms) -> tuple[Tensor, Tensor | None]:
+        walk = _Walk(q, y, terms, _product_dtype(q, y))
+        with torch.autocast(q.device.type, enabled=False):
+            shift: float | None = max(0.0, walk.bound() - SAFE)
+            rows, columns = _statistics(walk, shift)
+            if shift and min(float(side.min()) for side in (rows, columns)) < shift - SAFE:
+                shift = None
+                rows, columns = _statistics(walk, shift)
+            if terms.columns:
+                columns = terms.shard.log_sum_exp(columns)
+        ctx.save_for_backward(q, y, rows, columns)
+        ctx.terms, ctx.shift, ctx.product_dtype = terms, shift, walk.product_dtype
+        return rows.clone(), columns[terms.own].clone() if terms.columns else None
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        q, y, rows, columns = ctx.saved_tensors
+        terms, shift = ctx.terms, ctx.shift
+        of_rows, of_columns = grads
+        assert of_rows is not None
+        if of_columns is not None:
+            of_columns = terms.shard.gather_like(of_columns, terms.counts)
+        else:
+            of_columns, columns = torch.zeros_like(columns), torch.full_like(columns, torch.inf)
+        walk = _Walk(q, y, terms, ctx.product_dtype)
+        to_q, to_y = _gradients(ctx, q, y, walk.dtype)
+        # an empty sum has no gradient: exp(-(+inf)) is 0
+        rows, columns = (side.masked_fill(side == -torch.inf, torch.inf) for side in (rows, columns))
+        by_row = of_rows * torch.exp((shift or 0.0) - rows)
+        by_column = of_columns * torch.exp((shift or 0.0) - columns)
+        shares = torch.empty_like(walk.tile)
+        for r, c, logits, skipped in walk:
+            weights = shares[: logits.numel()].view_as(logits)
+            if shift is None:
+                if skipped is not None:
+                    logits.masked_fill_(skipped, -torch.inf)
+                torch.sub(logits, columns[c], out=weights).exp_().mul_(of_columns[c])
+                logits.sub_(rows[r, None]).exp_().mul_(of_rows[r, None]).add_(weights)
+            else:
+                torch.add(by_row[r, None], by_column[c], out=weights)
+                _exp(logits, shift, skipped).mul_(weights)
+            walk.add_gradients(r, c, logits, to_q, to_y)
+        return to_q, to_y, None
+
+
+class _Means(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, y: Tensor, terms: _Terms) -> tuple[Tensor, Tensor]:
+        walk = _Walk(q, y, terms, _product_dtype(q, y))
+        rows, columns = (side.new_zeros(len(side), 2, dtype=walk.dtype) for side in (q, y))  # counts, sums
+        with torch.autocast(q.device.type, enabled=False):
+            for r, c, logits, skipped in walk:
+                counted = torch.ones_like(logits)
+                if skipped is not None:
+                    counted.masked_fill_(skipped, 0.0)
+                    logits.masked_fill_(skipped, 0.0)
+                for side, part, axis in ((rows, r, 1), (columns, c, 0)):
+                    side[part] += torch.stack([counted.sum(axis), logits.sum(axis)], 1)
+            columns = terms.shard.sum(columns)
+        ctx.save_for_backward(q, y, rows[:, 0].clamp(min=1.0), columns[:, 0].clamp(min=1.0))
+        ctx.terms, ctx.product_dtype = terms, walk.product_dtype
+        means_of_rows, means_of_columns = (side[:, 1] / side[:, 0].clamp(min=1.0) for side in (rows, columns))
+        return means_of_rows, means_of_columns[terms.own].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q, y, rows, columns = ctx.saved_tensors
+        terms = ctx.terms
+        by_row, by_column = grads[0] / rows, terms.shard.gather_like(grads[1], terms.counts) / columns
+        walk = _Walk(q, y, terms, ctx.product_dtype)
+        to_q, to_y = _gradients(ctx, q, y, walk.dtype)
+        for r, c, logits, skipped in walk.empty():
+            torch.add(by_row[r, None], by_column[c], out=logits)
+            walk.add_gradients(r, c, logits if skipped is None else logits.masked_fill_(skipped, 0.0), to_q, to_y)
+        return to_q, to_y, None
+
+
+class _SumOfSoftplus(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, y: Tensor, bias: Tensor, terms: _Terms) -> Tensor:
+        walk = _Walk(q, y, terms, _product_dtype(q, y))
+        to_q, to_y = _gradients(ctx, q, y, walk.dtype)
+        total, to_bias = torch.zeros(2, dtype=torch.float64, device=q.device)
+        with torch.autocast(q.device.type, enabled=False):
+            for r, c, logits, skipped in walk:
+                logits.add_(bias)
+                if skipped is not None:
+                    logits.masked_fill_(skipped, -torch.inf)
+                total += softplus(logits).sum()
+                logits.sigmoid_()
+                to_bias += logits.sum()
+                walk.add_gradients(r, c, logits, to_q, to_y)
+        ctx.save_for_backward(to_q, to_y, to_bias.to(bias.dtype))
+        return total.to(walk.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        to_q, to_y, to_bias = ctx.saved_tensors
+        parts = [None if part is None else part * grads[0] for part in (to_q, to_y, to_bias)]
+        return (*parts, None)
