@@ -99,7 +99,7 @@ class Gathered:
 
 
 class _Gather(torch.autograd.Function):
-    """All-gather of ragged rows; backward is a reduce-scatter: the sum over ranks of what each wants of the own rows."""
+    """All-gather of ragged rows; backward is a reduce-scatter: the sum of what all ranks want of the own rows."""
 
     @staticmethod
     def forward(ctx, x: Tensor, counts: list[int], rank: int) -> Tensor:

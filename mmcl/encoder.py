@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mmcl.model import ThreeTowers, split_outputs
-from mmcl.types import Batch, Embeddings, InputSpec, Modality
+from mmcl.types import ID_KINDS, Batch, Embeddings, InputSpec, Modality
 
 Forward = Callable[[Mapping[Modality, Tensor]], dict[str, Tensor]]
 
@@ -54,6 +54,7 @@ class TowersEncoder:
                 size=len(tokens),
                 values=values,
                 rows={"image": nobody, "text": torch.arange(len(tokens)), "audio": nobody},
+                ids=torch.full((len(tokens), len(ID_KINDS)), -1),
             )
             parts.append(self.embed(batch).values["text"])
         return torch.cat(parts)

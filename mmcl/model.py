@@ -13,7 +13,6 @@ from typing import Any
 
 import open_clip
 import torch
-from jaxtyping import Float
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -22,7 +21,7 @@ from torch.nn.functional import normalize
 
 from mmcl.errors import ConfigError
 from mmcl.towers import AudioConfig, AudioTower, ImageTower, TextTower
-from mmcl.types import MODALITIES, PAIRS, Batch, Embeddings, InputSpec, Modality, Pair
+from mmcl.types import MODALITIES, PAIRS, Batch, Embeddings, InputSpec, Learned, Modality
 
 MAX_LOG_SCALE = math.log(100)
 """CLIP, section 2.5: logits are never scaled by more than 100."""
@@ -176,10 +175,10 @@ class ThreeTowers(nn.Module):
         return outputs
 
 
-def split_outputs(outputs: Mapping[str, Tensor], batch: Batch) -> tuple[Embeddings, dict[Pair, Float[Tensor, ""]]]:
-    """The outputs of `ThreeTowers` on `batch` as embeddings and logit scales."""
+def split_outputs(outputs: Mapping[str, Tensor], batch: Batch) -> tuple[Embeddings, Learned]:
+    """The outputs of `ThreeTowers` on `batch`."""
     values: dict[Modality, Tensor] = {modality: outputs[modality] for modality in MODALITIES}
-    return Embeddings(values=values, rows=batch.rows), {pair: outputs[pair] for pair in PAIRS}
+    return Embeddings(values=values, rows=batch.rows), Learned(scales={pair: outputs[pair] for pair in PAIRS})
 
 
 def open_clip_state(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:

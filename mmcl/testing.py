@@ -12,7 +12,7 @@ from mmcl.checkpoint import Saved
 from mmcl.dist import ONE_PROCESS, Shard, connect, disconnect, free_port
 from mmcl.model import ModelConfig, ThreeTowers, input_spec
 from mmcl.towers import AudioConfig
-from mmcl.types import MODALITIES, Batch
+from mmcl.types import ID_KINDS, MODALITIES, Batch
 
 
 def tiny_config(**changes: Any) -> ModelConfig:
@@ -49,7 +49,13 @@ def fake_batch(
         size=len(present["image"]),
         values={name: everything[name][rows][present[name]] for name in MODALITIES},
         rows={name: present[name].nonzero().flatten() for name in MODALITIES},
+        ids=fake_ids(seed, size)[rows],
     )
+
+
+def fake_ids(seed: int, size: int) -> Tensor:
+    """Rows of a batch of 100 samples at most are samples of their own, with captions and images of their own."""
+    return (seed * 100 + torch.arange(size))[:, None].expand(size, len(ID_KINDS)).clone()
 
 
 class FakeStream:

@@ -7,7 +7,7 @@ anywhere and resumed from a checkpoint is the run that was never stopped.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,11 +15,14 @@ from torch import Tensor
 from mmcl.checkpoint import Checkpoints
 from mmcl.engine import Engine
 from mmcl.errors import CheckpointError, ConfigError, NonFiniteLoss
-from mmcl.losses import pair_losses
 from mmcl.metrics import MetricsFile, Progress
 from mmcl.model import split_outputs
+from mmcl.objective import Objective
 from mmcl.optim import OptimConfig, learning_rate
-from mmcl.types import PAIRS, Batch, Encoder, Evaluator, Pair, Stream
+from mmcl.types import Batch, Embeddings, Encoder, Evaluator, Learned, Stream
+
+OBJECTIVE = "objective/"
+"""Before the names of an objective's tensors in a checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +37,6 @@ class TrainConfig:
     """Only 1: a contrastive loss needs the whole batch at once, and GradCache is not there yet."""
     precision: str = "fp32"
     """`fp32`, or `bf16` for autocast in the towers; weights, losses and statistics are fp32 either way."""
-    weights: dict[Pair, float] = field(default_factory=lambda: dict.fromkeys(PAIRS, 1.0))
-    """Weight of each pair's loss; 0 leaves the pair out."""
     seed: int = 0
     """Of weights, sample order and augmentation."""
     log_every: int = 10
@@ -66,9 +67,6 @@ class TrainConfig:
                 f"save_every={self.save_every} must be a multiple of log_every={self.log_every}: losses are checked "
                 "when they are logged, and a diverged state must not be saved"
             )
-        unknown = set(self.weights) - set(PAIRS)
-        if unknown or not any(weight > 0 for weight in self.weights.values()):
-            raise ConfigError(f"train.weights={self.weights}: expected a positive weight for some of {list(PAIRS)}")
 
 
 @dataclass(slots=True)
@@ -96,21 +94,25 @@ class Lap:
         return {name: torch.tensor(number, device=device) for name, number in numbers.items()}
 
 
-def train_step(engine: Engine, batch: Batch, weights: Mapping[Pair, float], lr: float) -> dict[str, Tensor]:
+def train_step(engine: Engine, batch: Batch, objective: Objective, lr: float) -> dict[str, Tensor]:
     """Forward, loss, backward, update. Returns scalars still on the device: reading one waits for it. Collective."""
-    embeddings, scales = split_outputs(engine.forward(batch.values), batch)
-    losses = pair_losses(embeddings, scales, weights, engine.shard)
-    # Touch everything, so that a pair without weight or rows still gives its tower and scale a gradient.
-    untouched = sum(value.sum() for value in embeddings.values.values()) + sum(scales.values())
-    loss = sum(weights[pair] * term for pair, term in losses.items()) + 0.0 * untouched
-    assert isinstance(loss, Tensor)
+    embeddings, learned = split_outputs(engine.forward(batch.values), batch)
+    loss, values = weigh(objective.terms(embeddings, learned, batch.ids, engine.shard, {}), embeddings, learned)
     engine.backward(loss)
     norm = engine.step(lr)
-    return (
-        {"loss": loss, "grad_norm": norm}
-        | {f"loss_{pair}": term for pair, term in losses.items()}
-        | {f"scale_{pair}": scales[pair] for pair in losses}
-    )
+    return {"loss": loss, "grad_norm": norm} | values
+
+
+def weigh(
+    terms: Mapping[str, tuple[float, Tensor]], embeddings: Embeddings, learned: Learned
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss, and what metrics say of its terms."""
+    # Touch everything, so that a modality without weight or rows still gives its tower and scale a gradient.
+    untouched = sum(value.sum() for value in embeddings.values.values()) + sum(learned.scales.values())
+    loss = sum(weight * value for weight, value in terms.values()) + 0.0 * untouched
+    assert isinstance(loss, Tensor)
+    values = {f"loss_{name}": value for name, (_, value) in terms.items()}
+    return loss, values | {f"scale_{pair}": scale for pair, scale in learned.scales.items()}
 
 
 def evaluate(encoder: Encoder, evaluators: Sequence[Evaluator]) -> dict[str, float]:
@@ -123,7 +125,7 @@ def evaluate(encoder: Encoder, evaluators: Sequence[Evaluator]) -> dict[str, flo
     return values
 
 
-def resume(engine: Engine, checkpoints: Checkpoints, stream: Stream) -> int:
+def resume(engine: Engine, checkpoints: Checkpoints, stream: Stream, objective: Objective) -> int:
     """Load the latest checkpoint, if there is one; returns the step to go on from. Collective."""
     saved = checkpoints.latest()
     steps = engine.shard.counts(saved.step if saved else 0, engine.device)
@@ -143,7 +145,9 @@ def resume(engine: Engine, checkpoints: Checkpoints, stream: Stream) -> int:
             f"{then.get(name)!r} and is {now.get(name)!r} (changed: {', '.join(changed)}); restore it, "
             "or start a new run directory"
         )
-    engine.load(saved.state, saved.step)
+    kept = {name: tensor for name, tensor in saved.state.items() if name.startswith(OBJECTIVE)}
+    objective.load({name.removeprefix(OBJECTIVE): tensor for name, tensor in kept.items()})
+    engine.load({name: tensor for name, tensor in saved.state.items() if name not in kept}, saved.step)
     return saved.step
 
 
@@ -153,6 +157,7 @@ def train(  # noqa: PLR0913 (the parts of a run, each a seam)
     engine: Engine,
     stream: Stream,
     *,
+    objective: Objective,
     checkpoints: Checkpoints,
     metrics: MetricsFile,
     evaluators: Sequence[Evaluator] = (),
@@ -166,7 +171,7 @@ def train(  # noqa: PLR0913 (the parts of a run, each a seam)
         CheckpointError: the latest checkpoint is damaged or belongs to another order of samples or another model.
     """
     device, shard = engine.device, engine.shard
-    step = checked = resume(engine, checkpoints, stream)
+    step = checked = resume(engine, checkpoints, stream, objective)
     metrics.rewind(step)
     progress = Progress("step", config.steps, enabled=shard.rank == 0, start=step)
     batches = stream.batches(step)
@@ -182,7 +187,7 @@ def train(  # noqa: PLR0913 (the parts of a run, each a seam)
 
         step += 1
         torch.manual_seed(hash((config.seed, step, shard.rank)))
-        values = train_step(engine, batch, config.weights, learning_rate(optim, step, config.steps))
+        values = train_step(engine, batch, objective, learning_rate(optim, step, config.steps))
         stopping = shard.any(should_stop(), device) or step == config.steps
 
         # all ranks meet in the mean, so that all see the same loss and decide alike
@@ -197,7 +202,7 @@ def train(  # noqa: PLR0913 (the parts of a run, each a seam)
         # collective: every rank gives its part of the state, rank 0 writes
         if stopping or step % config.save_every == 0:
             paused = time.monotonic()
-            state = engine.state(step)
+            state = engine.state(step) | {OBJECTIVE + name: tensor for name, tensor in objective.state().items()}
             if shard.rank == 0:
                 checkpoints.save(step, state, {"stream": dict(stream.identity)})
             shard.wait()

@@ -16,6 +16,9 @@ from torch import Tensor
 Modality = Literal["image", "text", "audio"]
 Pair = Literal["image_text", "audio_text", "image_audio"]
 MODALITIES: tuple[Modality, ...] = ("image", "text", "audio")
+IdKind = Literal["sample", "caption", "image"]
+ID_KINDS: tuple[IdKind, ...] = ("sample", "caption", "image")
+"""What the ids of a row tell apart."""
 PAIRS: dict[Pair, tuple[Modality, Modality]] = {
     "image_text": ("image", "text"),
     "audio_text": ("audio", "text"),
@@ -58,6 +61,9 @@ class Batch:
     Every modality is there, if only with n = 0."""
     rows: Mapping[Modality, Int[Tensor, " n"]]
     """For each modality the row that each of its values belongs to, ascending."""
+    ids: Int[Tensor, "b k"]
+    """A column for each of ID_KINDS: the number of the sample in the data, which never changes; hashes of the caption
+    and of the image, -1 where there is none. Equal ids are equal things."""
     keys: tuple[str, ...] = ()
     """Where each row came from, `shard#key`."""
     facts: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
@@ -71,6 +77,7 @@ class Batch:
             self,
             values={name: value.to(device, non_blocking=True) for name, value in self.values.items()},
             rows={name: rows.to(device, non_blocking=True) for name, rows in self.rows.items()},
+            ids=self.ids.to(device, non_blocking=True),
         )
 
 
@@ -87,6 +94,14 @@ class Embeddings:
         x_has = torch.isin(self.rows[x], self.rows[y])
         y_has = torch.isin(self.rows[y], self.rows[x])
         return self.values[x][x_has], self.values[y][y_has]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Learned:
+    """What a model learns beside its towers."""
+
+    scales: Mapping[Pair, Float[Tensor, ""]]
+    """Logit scales, 1 / temperature."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

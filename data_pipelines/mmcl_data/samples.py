@@ -1,5 +1,6 @@
 """One sample of a shard to the tensors of one row, or a `SampleRejected` that says where and why."""
 
+import hashlib
 import os
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmcl.errors import DataError, SampleRejected, ShardMissing
-from mmcl.types import MODALITIES, PAIRS, Batch, InputSpec, Modality
+from mmcl.types import ID_KINDS, MODALITIES, PAIRS, Batch, IdKind, InputSpec, Modality
 from mmcl_data.decode import KIND_OF_EXTENSION
 from mmcl_data.decode.audio import decode_audio
 from mmcl_data.decode.image import decode_image
@@ -28,6 +29,7 @@ class Row:
     image: Tensor | None = None
     audio: Tensor | None = None
     caption: str | None = None
+    ids: dict[IdKind, int] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
     def has(self, modality: Modality) -> bool:
@@ -82,16 +84,22 @@ def decode_row(
         for extension, data in members.items():
             kind = KIND_OF_EXTENSION.get(extension)
             if kind == "image" and row.image is None:
-                row.image = decode_image(data, spec)
+                row.image, row.ids["image"] = decode_image(data, spec), hash_of(data)
             elif kind == "audio" and row.audio is None:
                 row.audio = decode_audio(data, spec, start)
             elif kind == "text" and row.caption is None:
                 row.caption = decode_caption(data)
+                row.ids["caption"] = hash_of(" ".join(row.caption.casefold().split()).encode())
             elif with_facts:
                 row.facts |= _facts(kind, data)
     except DataError as error:
         raise SampleRejected(path, key, str(error)) from error
     return row
+
+
+def hash_of(data: bytes) -> int:
+    """63 bits, the same in every process and run."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") >> 1
 
 
 def _facts(kind: str | None, data: bytes) -> dict[str, Any]:
@@ -117,6 +125,9 @@ def collate(rows: list[Row], spec: InputSpec, skipped: int = 0) -> Batch:
         size=len(rows),
         values=values,
         rows=indices,
+        ids=torch.tensor([[row.ids.get(kind, -1) for kind in ID_KINDS] for row in rows], dtype=torch.long).reshape(
+            -1, len(ID_KINDS)
+        ),
         keys=tuple(row.key for row in rows),
         facts=tuple(row.facts for row in rows),
         skipped=skipped,

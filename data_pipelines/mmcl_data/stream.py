@@ -72,6 +72,8 @@ class Position:
     sample: SampleEntry
     seeds: tuple[int, ...]
     """What the sample's own random choices follow from."""
+    number: int
+    """Of the sample among all samples of all sources, the same in every epoch."""
 
 
 class Source:
@@ -93,6 +95,7 @@ class Source:
                 f"source {name!r} ({config.shards}): none of its {len(found)} samples has two of image (jpg, png, "
                 "webp), text (txt) and audio (flac, wav, ogg, mp3)"
             )
+        self.first = 0  # where these stand among the samples of all sources
         self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
 
     def fingerprint(self) -> str:
@@ -109,7 +112,8 @@ class Source:
             bits = np.random.Philox(np.random.SeedSequence([ORDER_VERSION, self.seed, self.number, epoch]))
             self.epoch, self.order = epoch, np.random.Generator(bits).permutation(len(self.samples))
         index = int(self.order[place])
-        return Position(*self.samples[index], (ORDER_VERSION, self.seed, self.number, epoch, index))
+        path, sample = self.samples[index]
+        return Position(path, sample, (ORDER_VERSION, self.seed, self.number, epoch, index), self.first + index)
 
 
 class ShardStream:
@@ -132,6 +136,8 @@ class ShardStream:
             Source(name, source, number, seed, tell=shard.rank == 0)
             for number, (name, source) in enumerate(config.sources.items())
         ]
+        for before, after in itertools.pairwise(self.sources):
+            after.first = before.first + len(before.samples)
         weights = np.array([source.weight for source in config.sources.values()])
         self.shares = np.cumsum(weights / weights.sum())
         smallest = min(zip(weights / weights.sum() * batch_size, config.sources, strict=True))
@@ -195,7 +201,9 @@ class ShardStream:
         crop = np.random.Generator(np.random.Philox(np.random.SeedSequence(position.seeds))).random()
         try:
             members = self.files.read(position.path, position.sample)
-            return decode_row(position.path, position.sample.key, members, self.spec, start=float(crop))
+            row = decode_row(position.path, position.sample.key, members, self.spec, start=float(crop))
+            row.ids["sample"] = position.number
+            return row
         except SampleRejected as error:
             log.warning("left out: %s", error)
             return Row(key="")

@@ -20,6 +20,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from mmcl.errors import ConfigError
 from mmcl.model import ModelConfig, clip_config
+from mmcl.objective import ObjectiveConfig
 from mmcl.optim import OptimConfig
 from mmcl.train import TrainConfig
 from mmcl.types import Pair
@@ -100,6 +101,7 @@ class RunConfig:
 
     data: DataConfig
     model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)

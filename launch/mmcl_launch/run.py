@@ -28,6 +28,7 @@ from mmcl.errors import CheckpointError, ConfigError, MissingExtra
 from mmcl.export import load_export
 from mmcl.metrics import MetricsFile
 from mmcl.model import ThreeTowers, input_spec, load_open_clip
+from mmcl.objective import Objective
 from mmcl.train import split_of, train
 from mmcl.types import PAIRS, Batch, InputSpec, Score
 from mmcl_data.decode.text import tokenize
@@ -234,6 +235,7 @@ def run_rank(config: RunConfig, folder: Path, place: Place) -> int:
                 engine,
                 stream,
                 checkpoints=DirectoryCheckpoints(folder / "checkpoints", config.train.keep),
+                objective=Objective(config.objective),
                 metrics=MetricsFile(folder / "metrics.jsonl", enabled=shard.rank == 0),
                 evaluators=make_evaluators(config.evals, spec, config.evals.limit_in_training),
                 encoder=make_encoder(engine.model, device, engine.forward),

@@ -1,5 +1,4 @@
 """Objectives: pure functions of embeddings, logit scale and shard, one per file."""
 
 from mmcl.losses.infonce import info_nce as info_nce
-from mmcl.losses.pairs import pair_losses as pair_losses
 from mmcl.losses.rows import HardNegatives as HardNegatives

@@ -1,4 +1,4 @@
-"""What the objectives do with rows: gathered keys, further columns, sums that may be empty, a rank's share of a mean."""
+"""What the objectives do with rows: gathered keys, further columns, sums that may be empty, a share of a mean."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -67,7 +67,7 @@ def log_sum_exp_of_negatives(
 
 
 def share(losses: Float[Tensor, " n"], counts: tuple[int, ...], shard: Shard) -> Float[Tensor, ""]:
-    """This rank's part of the mean over all rows, such that the mean over ranks is that mean; 0 where there are none."""
+    """This rank's part of the mean over all rows: the mean over ranks is that mean. 0 where there are no rows."""
     return losses.sum() * (shard.world / max(1, sum(counts)))
 
 

@@ -57,7 +57,7 @@ def log_sum_exp(
 
 
 def log_sum_exp_of_rows(queries: Float[Tensor, "n d"], keys: Gathered, skip: Skip = NOTHING) -> Float[Tensor, " n"]:
-    """The first half of `log_sum_exp`, for queries and keys that do not take turns. Not collective, except for `skip`."""
+    """The first half of `log_sum_exp`, for keys that never ask. Collective for `skip` only."""
     return _LogSumExp.apply(queries, keys.values, _Terms(keys, skip, columns=False))[0]  # pyright: ignore
 
 

@@ -13,9 +13,11 @@ from rank_cases import all_cases, own_rows
 from torch.nn.functional import normalize
 
 from mmcl.dist import ONE_PROCESS, Gathered, Shard
-from mmcl.losses import info_nce, pair_losses
+from mmcl.errors import ConfigError
+from mmcl.losses import info_nce
+from mmcl.objective import InfoNCEConfig, Objective, ObjectiveConfig
 from mmcl.testing import run_ranks
-from mmcl.types import MODALITIES, PAIRS, Embeddings
+from mmcl.types import ID_KINDS, MODALITIES, PAIRS, Embeddings, Learned
 
 
 def dense(x: np.ndarray, y: np.ndarray, scale: float) -> tuple[float, np.ndarray, np.ndarray, float]:
@@ -100,12 +102,14 @@ def test_no_rows_cost_nothing_and_every_input_still_gets_its_gradient():
     assert x.grad.shape == y.grad.shape == (0, 8) and s.grad == 0
 
 
-def test_under_autocast_it_is_computed_in_fp32():
-    x, y, s = unit(8, 16, 0), unit(8, 16, 1), torch.tensor(14.0)
+def test_under_autocast_products_are_bf16_and_statistics_fp32():
+    x, y, s = unit(64, 16, 0), unit(64, 16, 1), torch.tensor(14.0)
     with torch.autocast("cpu", torch.bfloat16):
         low = info_nce(x, y, s)
+    exact = info_nce(x, y, s).item()
     assert low.dtype == torch.float32
-    assert low.item() == info_nce(x, y, s).item()
+    assert low.item() != exact
+    assert low.item() == pytest.approx(exact, rel=2**-8)  # bf16 has 8 bits
 
 
 def test_a_wrong_shape_is_refused_while_tests_run():
@@ -115,27 +119,67 @@ def test_a_wrong_shape_is_refused_while_tests_run():
         info_nce(torch.zeros(4, 8), torch.zeros(4, 8), torch.ones(1))
 
 
+def one_process(values, rows, config, ids=None):
+    """Terms of an objective in one process, where all scales are 5."""
+    size = 1 + max(max(numbers, default=0) for numbers in rows.values())
+    embeddings = Embeddings(values=values, rows={name: torch.tensor(rows[name]) for name in MODALITIES})
+    learned = Learned(scales={pair: torch.tensor(5.0) for pair in PAIRS})
+    ids = torch.full((size, len(ID_KINDS)), -1) if ids is None else ids
+    return Objective(config).terms(embeddings, learned, ids, ONE_PROCESS, {})
+
+
 def test_rows_that_lack_a_side_are_left_out_of_that_pair_alone():
     rows = {"image": [0, 1, 3], "text": [1, 2, 3], "audio": [0, 2]}
-    embeddings = Embeddings(
-        values={name: unit(len(rows[name]), 4, seed) for seed, name in enumerate(MODALITIES)},
-        rows={name: torch.tensor(rows[name]) for name in MODALITIES},
+    values = {name: unit(len(rows[name]), 4, seed) for seed, name in enumerate(MODALITIES)}
+    losses = {name: loss for name, (_, loss) in one_process(values, rows, ObjectiveConfig()).items()}
+    image, text, audio = (values[name] for name in MODALITIES)
+    assert losses["info_nce_image_text"] == info_nce(image[[1, 2]], text[[0, 2]], torch.tensor(5.0)) > 0.1
+    assert (
+        losses["info_nce_audio_text"]
+        == info_nce(audio[[1]], text[[1]], torch.tensor(5.0))
+        == pytest.approx(0, abs=1e-6)
     )
-    scales = {pair: torch.tensor(5.0) for pair in PAIRS}
-    losses = pair_losses(embeddings, scales, dict.fromkeys(PAIRS, 1.0), ONE_PROCESS)
-    image, text, audio = (embeddings.values[name] for name in MODALITIES)
-    assert losses["image_text"] == info_nce(image[[1, 2]], text[[0, 2]], torch.tensor(5.0))
-    assert losses["audio_text"] == info_nce(audio[[1]], text[[1]], torch.tensor(5.0)) == 0
-    assert losses["image_audio"] == info_nce(image[[0]], audio[[0]], torch.tensor(5.0)) == 0
+    assert (
+        losses["info_nce_image_audio"]
+        == info_nce(image[[0]], audio[[0]], torch.tensor(5.0))
+        == pytest.approx(0, abs=1e-6)
+    )
 
 
 def test_a_pair_without_weight_is_not_computed():
-    embeddings = Embeddings(
-        values={name: unit(3, 4, seed) for seed, name in enumerate(MODALITIES)},
-        rows={name: torch.arange(3) for name in MODALITIES},
+    values, rows = (
+        {name: unit(3, 4, seed) for seed, name in enumerate(MODALITIES)},
+        dict.fromkeys(MODALITIES, [0, 1, 2]),
     )
-    scales = {pair: torch.tensor(5.0) for pair in PAIRS}
-    assert list(pair_losses(embeddings, scales, {"image_text": 1.0, "audio_text": 0.0}, ONE_PROCESS)) == ["image_text"]
+    config = ObjectiveConfig(info_nce=InfoNCEConfig(weights={"image_text": 2.0, "audio_text": 0.0}))
+    terms = one_process(values, rows, config)
+    assert {name: weight for name, (weight, _) in terms.items()} == {"info_nce_image_text": 2.0}
+
+
+def test_rows_with_the_same_caption_are_no_negatives_of_each_other_where_the_config_says_so():
+    values, rows = (
+        {name: unit(3, 4, seed) for seed, name in enumerate(MODALITIES)},
+        dict.fromkeys(MODALITIES, [0, 1, 2]),
+    )
+    ids = torch.tensor([[0, 7, 3], [1, 8, 3], [2, 7, -1]])  # the first and third say the same
+    config = ObjectiveConfig(info_nce=InfoNCEConfig(weights={"image_text": 1.0}), false_negatives=["caption"])
+    (_, found), *_ = one_process(values, rows, config, ids).values()
+    kept = info_nce(values["image"], values["text"], torch.tensor(5.0), same=torch.tensor([[7], [8], [7]]))
+    assert found == kept != info_nce(values["image"], values["text"], torch.tensor(5.0))
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"info_nce": InfoNCEConfig(weights={})}, "no term has a positive weight"),
+        ({"info_nce": InfoNCEConfig(weights={"image_text": 1.0, "image_sound": 1.0})}, "image_sound"),
+        ({"info_nce": InfoNCEConfig(weights={"image_text": 1.0, "audio_text": -1.0})}, "not negative"),
+        ({"false_negatives": ["speaker"]}, "speaker"),
+    ],
+)
+def test_an_objective_that_cannot_be_is_refused(config, says):
+    with pytest.raises(ConfigError, match=says):
+        ObjectiveConfig(**config)
 
 
 # --- many ranks are one process -------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from mmcl.model import (
 from mmcl.optim import OptimConfig
 from mmcl.testing import fake_batch, tiny_config, tiny_model
 from mmcl.towers import AudioConfig, AudioTower
+from mmcl.objective import InfoNCEConfig, Objective, ObjectiveConfig
 from mmcl.train import train_step
 from mmcl.types import MODALITIES, PAIRS
 
@@ -80,7 +81,7 @@ class Gradients(PlainEngine):
 def test_without_a_modality_every_parameter_still_has_a_gradient_and_its_tower_a_zero_one(lacking):
     engine = Gradients(tiny_model(), OptimConfig(), CPU, ONE_PROCESS)
     batch = fake_batch(tiny_config(), {**ALL, lacking: [False] * 4})
-    train_step(engine, batch, dict.fromkeys(PAIRS, 1.0), 0.0)
+    train_step(engine, batch, Objective(ObjectiveConfig()), 0.0)
     assert engine.without == []
     tower = {name for name, _ in engine.model.named_parameters() if name.startswith(f"towers.{lacking}.")}
     assert tower and tower <= set(engine.zero)
@@ -90,13 +91,18 @@ def test_without_a_modality_every_parameter_still_has_a_gradient_and_its_tower_a
 
 def test_a_batch_of_rejected_samples_costs_nothing_and_breaks_nothing():
     engine = Gradients(tiny_model(), OptimConfig(), CPU, ONE_PROCESS)
-    values = train_step(engine, empty_batch(), dict.fromkeys(PAIRS, 1.0), 0.0)
+    values = train_step(engine, empty_batch(), Objective(ObjectiveConfig()), 0.0)
     assert values["loss"].item() == 0 and engine.without == []
 
 
 def test_a_pair_without_weight_still_gives_its_scale_a_gradient():
     engine = Gradients(tiny_model(), OptimConfig(), CPU, ONE_PROCESS)
-    train_step(engine, fake_batch(tiny_config(), ALL), {"image_text": 1.0}, 0.0)
+    train_step(
+        engine,
+        fake_batch(tiny_config(), ALL),
+        Objective(ObjectiveConfig(info_nce=InfoNCEConfig(weights={"image_text": 1.0}))),
+        0.0,
+    )
     assert engine.without == [] and "log_scales.audio_text" in engine.zero
 
 

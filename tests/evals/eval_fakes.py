@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from mmcl.types import MODALITIES, Batch, Embeddings, Modality
+from mmcl.types import ID_KINDS, MODALITIES, Batch, Embeddings, Modality
 
 NAMES = ["dog", "cat", "cow", "pig", "hen", "bee", "owl", "fox"]
 
@@ -84,6 +84,7 @@ def batches_of(
                     for m, rows in has.items()
                 },
                 rows={m: torch.tensor([i - start for i in rows], dtype=torch.long) for m, rows in has.items()},
+                ids=torch.full((len(some), len(ID_KINDS)), -1),
                 keys=tuple(f"0.tar#{i}" for i in some),
                 facts=tuple(facts[i] for i in some),
             )

@@ -34,4 +34,4 @@ def metrics(run: Path):
 
 def curve(run: Path):
     """Step, loss and gradient norm of each logged step: what a run is, without its timings."""
-    return [(m["step"], m["loss"], m["grad_norm"], m["loss_image_text"]) for m in metrics(run) if "loss" in m]
+    return [(m["step"], m["loss"], m["grad_norm"], m["loss_info_nce_image_text"]) for m in metrics(run) if "loss" in m]
