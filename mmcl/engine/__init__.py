@@ -4,21 +4,23 @@ An engine averages gradients over ranks, clips them, updates, and clamps the log
 fp32 tensors by parameter name, so that what one engine saved another can load.
 """
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mmcl.dist import Shard
+from mmcl.engine.watch import Watch
 from mmcl.errors import CheckpointError
+from mmcl.layout import whole_tensors
 from mmcl.model import MAX_LOG_SCALE, ThreeTowers
-from mmcl.optim import OptimConfig, adamw
+from mmcl.optim import OptimConfig, make_optimizer
 from mmcl.types import Modality
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's state of a parameter, as torch names it."""
+"""The state of a parameter, as torch's AdamW and `StableAdamW` name it; the number of the step is that of the run."""
 
 
 class Engine(Protocol):
@@ -43,8 +45,19 @@ class Engine(Protocol):
         """Gradients of `loss`, averaged over ranks by the time of `step`. Collective."""
         ...
 
-    def step(self, lr: float) -> Tensor:
-        """Clip, update at rate `lr`, clamp the scales, forget the gradients; returns the norm before clipping."""
+    def step(self, lr: float, *, watch: bool = False) -> Tensor:
+        """Clip, update at rate `lr`, clamp the scales, forget the gradients; returns the norm before clipping.
+
+        Collective. `watch` asks for `monitors`, which cost something.
+        """
+        ...
+
+    def monitors(self) -> dict[str, Tensor]:
+        """What the last step showed, if it was watched: scalars on the device, the same on every rank.
+
+        `grad_norm_PART` before clipping, where a part is `image`, `text`, `audio`, or `scales` for all the rest; under
+        StableAdamW `update_rms_PART`, the largest of any tensor, above 1 where the rate was held back.
+        """
         ...
 
     def state(self, step: int) -> dict[str, Tensor]:
@@ -94,10 +107,15 @@ def load_buffers(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         buffer.copy_(state[f"model/{name}"])
 
 
+def set_rate(groups: Iterable[dict[str, Any]], lr: float) -> None:
+    """Give the groups of `mmcl.optim.param_groups` their part of the rate."""
+    for group in groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
 def update(model: ThreeTowers, optimizer: torch.optim.Optimizer, lr: float) -> None:
     """One step of `optimizer` at rate `lr`, then clamped scales and no gradients."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    set_rate(optimizer.param_groups, lr)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     for log_scale in model.log_scales.values():
@@ -111,7 +129,8 @@ class PlainEngine:
         self.device, self.shard = device, shard
         self.model = model.to(device)
         self.clip_norm = optim.clip_norm
-        self.optimizer = adamw(self.model, optim)
+        self.optimizer = make_optimizer(self.model, optim)
+        self.watch = Watch(self.optimizer, whole_tensors(self.model))
         self.wrapped: nn.Module = DistributedDataParallel(self.model) if shard.world > 1 else self.model
 
     def forward(self, values: Mapping[Modality, Tensor]) -> dict[str, Tensor]:
@@ -120,10 +139,15 @@ class PlainEngine:
     def backward(self, loss: Tensor) -> None:
         loss.backward()
 
-    def step(self, lr: float) -> Tensor:
+    def step(self, lr: float, *, watch: bool = False) -> Tensor:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm or float("inf"))
+        self.watch.begin(watch)
         update(self.model, self.optimizer, lr)
+        self.watch.end(norm)
         return norm
+
+    def monitors(self) -> dict[str, Tensor]:
+        return self.watch.seen
 
     def state(self, step: int) -> dict[str, Tensor]:
         return optimizer_state(self.model, self.optimizer)
@@ -133,7 +157,7 @@ class PlainEngine:
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The canonical state of a whole model and its AdamW. Moments that do not exist yet are zero."""
+    """The canonical state of a whole model and its optimizer. Moments that do not exist yet are zero."""
     state = {f"model/{name}": buffer.detach().cpu().clone() for name, buffer in persistent_buffers(model).items()}
     for name, parameter in model.named_parameters():
         state[f"model/{name}"] = parameter.detach().cpu().clone()

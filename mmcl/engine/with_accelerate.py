@@ -7,9 +7,11 @@ from torch import Tensor
 
 from mmcl.dist import Shard
 from mmcl.engine import load_optimizer_state, optimizer_state, update
+from mmcl.engine.watch import Watch
 from mmcl.errors import ConfigError, MissingExtra
+from mmcl.layout import whole_tensors
 from mmcl.model import ThreeTowers
-from mmcl.optim import OptimConfig, adamw
+from mmcl.optim import OptimConfig, make_optimizer
 from mmcl.types import Modality
 
 
@@ -33,7 +35,8 @@ class AccelerateEngine:
         self.shard, self.device = shard, self.accelerator.device
         self.clip_norm = optim.clip_norm
         self.model = model.to(self.device)
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, adamw(self.model, optim))
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, make_optimizer(self.model, optim))
+        self.watch = Watch(self.optimizer.optimizer, whole_tensors(self.model))
 
     def forward(self, values: Mapping[Modality, Tensor]) -> dict[str, Tensor]:
         return self.wrapped(values)
@@ -41,11 +44,16 @@ class AccelerateEngine:
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
 
-    def step(self, lr: float) -> Tensor:
+    def step(self, lr: float, *, watch: bool = False) -> Tensor:
         norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.clip_norm or float("inf"))
         assert norm is not None  # it is None under engines that mmcl does not run through accelerate
+        self.watch.begin(watch)
         update(self.model, self.optimizer, lr)
+        self.watch.end(torch.as_tensor(norm))
         return torch.as_tensor(norm)
+
+    def monitors(self) -> dict[str, Tensor]:
+        return self.watch.seen
 
     def state(self, step: int) -> dict[str, Tensor]:
         return optimizer_state(self.model, self.optimizer.optimizer)

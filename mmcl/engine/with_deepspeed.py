@@ -7,7 +7,7 @@ API, because its own checkpoints are pickles that fit one stage and one number o
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,10 +22,14 @@ from mmcl.engine import (
     load_optimizer_state,
     optimizer_state,
     persistent_buffers,
+    set_rate,
 )
+from mmcl.engine.watch import Watch
 from mmcl.errors import ConfigError, MissingExtra
+from mmcl.layout import Held, Layout, whole_tensors
 from mmcl.model import ThreeTowers
-from mmcl.optim import OptimConfig, adamw
+from mmcl.optim import OptimConfig, make_optimizer
+from mmcl.stable_adamw import StableAdamW
 from mmcl.types import Modality
 
 OURS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_clipping", "optimizer", "scheduler")
@@ -50,7 +54,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 
 class DeepSpeedEngine:
-    """A `deepspeed` engine around the model, with our AdamW and our settings merged into the user's."""
+    """A `deepspeed` engine around the model, with our optimizer and our settings merged into the user's."""
 
     def __init__(
         self,
@@ -82,10 +86,15 @@ class DeepSpeedEngine:
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
         }
+        optimizer = make_optimizer(self.model, optim)
         # Any: which of a dozen optimizers it wraps depends on the settings
         self.engine: Any = deepspeed.initialize(
-            model=self.model, optimizer=adamw(self.model, optim), config=config, dist_init_required=False
+            model=self.model, optimizer=optimizer, config=config, dist_init_required=False
         )[0]
+        layout = self._layout()
+        if isinstance(optimizer, StableAdamW):
+            optimizer.layout = layout
+        self.watch = Watch(optimizer, layout)
 
     def forward(self, values: Mapping[Modality, Tensor]) -> dict[str, Tensor]:
         return self.engine(values)
@@ -93,16 +102,53 @@ class DeepSpeedEngine:
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)
 
-    def step(self, lr: float) -> Tensor:
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = lr
+    def step(self, lr: float, *, watch: bool = False) -> Tensor:
+        set_rate(self.engine.optimizer.param_groups, lr)
+        self.watch.begin(watch)
         norm = None
         if self.stage == 0:  # DeepSpeed clips here too, but does not tell the norm
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm or float("inf"))
         self.engine.step()
         for log_scale in self.model.log_scales.values():
             self._clamp(log_scale)
-        return torch.as_tensor(self.engine.get_global_grad_norm()) if norm is None else norm
+        if norm is None:
+            norm = torch.as_tensor(self.engine.get_global_grad_norm())
+        self.watch.end(norm)
+        return norm
+
+    def monitors(self) -> dict[str, Tensor]:
+        return self.watch.seen
+
+    def _layout(self) -> Layout:
+        """What DeepSpeed made the parameters of the optimizer hold."""
+        if self.stage == 0:
+            return whole_tensors(self.model)
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        zero = self.engine.optimizer
+        if self.stage == 3:
+            groups, parts_of = zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True), self._own_parts
+        else:
+            groups, parts_of = zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True), _own_fragments
+        return Layout(
+            {
+                flat: Held(
+                    {names[id(p)]: getattr(p, "ds_numel", p.numel()) for p in parameters},
+                    [(names[id(p)], first, length) for p, first, length in parts_of(parameters)],
+                )
+                for flat, parameters in groups
+            },
+            self.shard,
+        )
+
+    def _own_parts(self, parameters: Sequence[Any]) -> Iterator[tuple[Any, int, int]]:
+        """Under stage 3 each rank has a share of each parameter, one after another; those of the last are padded."""
+        start = 0
+        for parameter in parameters:
+            share = parameter.partition_numel()
+            length = min(share, parameter.ds_numel - share * self.shard.rank)
+            if length > 0:
+                yield parameter, start, length
+            start += share
 
     def _clamp(self, log_scale: Tensor) -> None:
         """The parameter, and the fp32 master copy from which the next step would restore it."""
@@ -203,3 +249,11 @@ class DeepSpeedEngine:
 
         with deepspeed.zero.GatheredParameters(list(self.model.parameters()), modifier_rank=0):
             yield
+
+
+def _own_fragments(parameters: Sequence[Any]) -> Iterator[tuple[Any, int, int]]:
+    """Under stages 1 and 2 each rank has a piece of all parameters strung together."""
+    for parameter in parameters:
+        if parameter._hp_mapping is not None:
+            address = parameter._hp_mapping.hp_fragment_address
+            yield parameter, address.start, address.numel

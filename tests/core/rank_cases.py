@@ -64,7 +64,7 @@ def linear_case(shard: Shard, masks: Masks, splits: Sequence[int], seed: int) ->
 class GradientsOnly(PlainEngine):
     """Keeps the gradients of a step and does not take it."""
 
-    def step(self, lr: float) -> Tensor:
+    def step(self, lr: float, *, watch: bool = False) -> Tensor:
         self.gradients = {name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None}
         self.optimizer.zero_grad(set_to_none=True)
         return torch.zeros(())

@@ -14,7 +14,7 @@ from mmcl.engine import PlainEngine
 from mmcl.errors import CheckpointError, ConfigError, NonFiniteLoss
 from mmcl.metrics import MetricsFile
 from mmcl.objective import Objective, ObjectiveConfig
-from mmcl.optim import OptimConfig, adamw, learning_rate
+from mmcl.optim import OptimConfig, learning_rate, make_optimizer
 from mmcl.testing import FakeStream, MemoryCheckpoints, run_ranks, tiny_config, tiny_model
 from mmcl.train import TrainConfig, due, split_of, train
 from mmcl.types import Score
@@ -305,7 +305,7 @@ def test_a_warm_up_longer_than_the_run_never_peaks():
 
 def test_norms_biases_tokens_and_scales_do_not_decay():
     model = tiny_model()
-    decayed, kept = adamw(model, OptimConfig(weight_decay=0.3)).param_groups
+    decayed, kept = make_optimizer(model, OptimConfig(weight_decay=0.3)).param_groups
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.3, 0.0)
     names = {id(p): name for name, p in model.named_parameters()}
     decays = {names[id(p)] for p in decayed["params"]}
