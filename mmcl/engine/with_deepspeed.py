@@ -48,9 +48,23 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise ConfigError("the DeepSpeed file asks for gradient accumulation: contrastive losses need GradCache for it")
     if any(settings.get(name, {}).get("enabled") for name in ("fp16", "bf16", "torch_autocast")):
         raise ConfigError("the DeepSpeed file sets a precision: set train.precision of the run instead")
-    stage = settings.get("zero_optimization", {}).get("stage", 0)
-    if stage not in (0, 1, 2, 3):
-        raise ConfigError(f"zero_optimization.stage={stage}: expected 0, 1, 2 or 3")
+    _check_zero(settings.get("zero_optimization", {}))
+
+
+def _check_zero(zero: Mapping[str, Any]) -> None:
+    if zero.get("stage", 0) not in (0, 1, 2, 3):
+        raise ConfigError(f"zero_optimization.stage={zero['stage']}: expected 0, 1, 2 or 3")
+    if zero.get("round_robin_gradients"):
+        raise ConfigError(
+            "zero_optimization.round_robin_gradients=true: expected false, as DeepSpeed 0.19 then says wrongly which "
+            "rank has which part of a tensor, and what is saved is another model; leave it out"
+        )
+    ratio = (zero.get("offload_optimizer") or {}).get("ratio", 1.0)
+    if ratio != 1:
+        raise ConfigError(
+            f"zero_optimization.offload_optimizer.ratio={ratio}: expected 1, because DeepSpeed gives the rest to an "
+            "AdamW of its own, whatever optim.name says; leave it out"
+        )
 
 
 class DeepSpeedEngine:

@@ -19,6 +19,7 @@ from torch import nn
 from mmcl.dist import ONE_PROCESS
 from mmcl.engine import MOMENTS, PlainEngine
 from mmcl.engine.watch import PARTS, Watch
+from mmcl.engine.with_deepspeed import check_settings
 from mmcl.errors import ConfigError
 from mmcl.layout import Held, Layout, whole_tensors
 from mmcl.model import ModelConfig, clip_config
@@ -295,6 +296,19 @@ def test_the_first_update_of_each_parameter_is_as_long_as_its_rate(name):
 def test_rates_that_cannot_be_are_refused(fields, says):
     with pytest.raises(ConfigError, match=says):
         OptimConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("zero", "says"),
+    [
+        ({"offload_optimizer": {"device": "cpu", "ratio": 0.5}}, "offload_optimizer.ratio=0.5: expected 1"),
+        ({"round_robin_gradients": True}, "round_robin_gradients=true: expected false"),
+    ],
+)
+def test_deepspeed_settings_under_which_an_update_would_be_another_are_refused(zero, says):
+    with pytest.raises(ConfigError, match=says):
+        check_settings({"zero_optimization": {"stage": 2} | zero})
+    check_settings({"zero_optimization": {"offload_optimizer": {"ratio": 1.0}, "round_robin_gradients": False}})
 
 
 # engines
