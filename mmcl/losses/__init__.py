@@ -1,4 +1,5 @@
 """Objectives: pure functions of embeddings, logit scale and shard, one per file."""
 
+from mmcl.losses.dcl import dcl as dcl
 from mmcl.losses.infonce import info_nce as info_nce
 from mmcl.losses.rows import HardNegatives as HardNegatives
