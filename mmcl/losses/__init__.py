@@ -1,5 +1,6 @@
 """Objectives: pure functions of embeddings, logit scale and shard, one per file."""
 
 from mmcl.losses.dcl import dcl as dcl
+from mmcl.losses.hn_nce import hn_nce as hn_nce
 from mmcl.losses.infonce import info_nce as info_nce
 from mmcl.losses.rows import HardNegatives as HardNegatives
