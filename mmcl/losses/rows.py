@@ -24,6 +24,16 @@ class HardNegatives:
     its rank. all: of every row on every rank (NegCLIP, Yuksekgonul et al. 2023, https://arxiv.org/abs/2210.01936)."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Positives:
+    """Embeddings that are right for a row beside its main one, such as captions of the parts of its sound."""
+
+    values: Float[Tensor, "m d"]
+    """Unit vectors, any number for each row."""
+    rows: Int[Tensor, " m"]
+    """Which of this rank's rows of the pair each belongs to."""
+
+
 def exact(*values: Tensor) -> tuple[Tensor, ...]:
     """In fp32 at least."""
     return tuple(value.to(torch.promote_types(value.dtype, torch.float32)) for value in values)
