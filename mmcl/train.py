@@ -17,6 +17,7 @@ from mmcl.engine import Engine
 from mmcl.errors import CheckpointError, ConfigError, NonFiniteLoss
 from mmcl.metrics import MetricsFile, Progress
 from mmcl.model import split_outputs
+from mmcl.monitors import monitor
 from mmcl.objective import Objective
 from mmcl.optim import OptimConfig, learning_rate
 from mmcl.types import Batch, Embeddings, Encoder, Evaluator, Learned, Stream
@@ -41,6 +42,9 @@ class TrainConfig:
     """Of weights, sample order and augmentation."""
     log_every: int = 10
     """Steps between two lines of metrics; losses are checked for NaN when they are logged."""
+    monitor_every: int = 0
+    """Steps between two lines that also have `monitor/` metrics (alignment, uniformity, modality gap, in-batch R@1,
+    hard negatives above the positive, norms by tower), a multiple of `log_every`; 0 is never."""
     save_every: int = 1000
     """Steps between two checkpoints, a multiple of `log_every`."""
     eval_every: int = 0
@@ -66,6 +70,11 @@ class TrainConfig:
             raise ConfigError(
                 f"save_every={self.save_every} must be a multiple of log_every={self.log_every}: losses are checked "
                 "when they are logged, and a diverged state must not be saved"
+            )
+        if self.monitor_every < 0 or self.monitor_every % self.log_every:
+            raise ConfigError(
+                f"monitor_every={self.monitor_every} must be a multiple of log_every={self.log_every}, or 0: monitors "
+                "are written into lines of metrics"
             )
 
 
@@ -94,13 +103,24 @@ class Lap:
         return {name: torch.tensor(number, device=device) for name, number in numbers.items()}
 
 
-def train_step(engine: Engine, batch: Batch, objective: Objective, lr: float) -> dict[str, Tensor]:
-    """Forward, loss, backward, update. Returns scalars still on the device: reading one waits for it. Collective."""
+def train_step(
+    engine: Engine, batch: Batch, objective: Objective, lr: float, *, watch: bool = False
+) -> dict[str, Tensor]:
+    """Forward, loss, backward, update. Returns scalars still on the device: reading one waits for it. Collective.
+
+    With `watch` there are monitors among the scalars.
+    """
     embeddings, learned = split_outputs(engine.forward(batch.values), batch)
     loss, values = weigh(objective.terms(embeddings, learned, batch.ids, engine.shard, {}), embeddings, learned)
     engine.backward(loss)
-    norm = engine.step(lr)
-    return {"loss": loss, "grad_norm": norm} | values
+    seen = monitor(embeddings, engine.shard, {}) if watch else {}
+    norm = engine.step(lr, watch=watch)
+    return {"loss": loss, "grad_norm": norm} | values | named_monitors(seen | engine.monitors() if watch else {})
+
+
+def named_monitors(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As metrics call them."""
+    return {f"monitor/{name}": value for name, value in values.items()}
 
 
 def weigh(
@@ -187,7 +207,9 @@ def train(  # noqa: PLR0913 (the parts of a run, each a seam)
 
         step += 1
         torch.manual_seed(hash((config.seed, step, shard.rank)))
-        values = train_step(engine, batch, objective, learning_rate(optim, step, config.steps))
+        watch = config.monitor_every > 0 and step % config.monitor_every == 0
+        rate = learning_rate(optim, step, config.steps)
+        values = train_step(engine, batch, objective, rate, watch=watch)
         stopping = shard.any(should_stop(), device) or step == config.steps
 
         # all ranks meet in the mean, so that all see the same loss and decide alike
@@ -195,7 +217,7 @@ def train(  # noqa: PLR0913 (the parts of a run, each a seam)
             means = shard.mean(values | lap.values(step - checked, shard.world, device))
             if not math.isfinite(means["loss"]) or not math.isfinite(means["grad_norm"]):
                 raise NonFiniteLoss(checked + 1, step, means)
-            metrics.write(step, means | {"lr": learning_rate(optim, step, config.steps)})
+            metrics.write(step, means | {"lr": rate})
             progress.update(step, f"loss {means['loss']:.3f}  {means['samples_per_second']:.0f} samples/s")
             checked, lap = step, Lap(time.monotonic())
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-CHECKED = ["mmcl.dist", "mmcl.losses", "mmcl.towers", "mmcl_data.decode", "mmcl_evals.metrics"]
+CHECKED = ["mmcl.dist", "mmcl.losses", "mmcl.monitors", "mmcl.towers", "mmcl_data.decode", "mmcl_evals.metrics"]
 
 install_import_hook(CHECKED, "beartype.beartype")
 torch.set_num_threads(1)  # tensors are tiny, and ranks run side by side

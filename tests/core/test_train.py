@@ -198,7 +198,9 @@ def test_losses_are_logged_and_states_saved_when_due_and_at_the_end(tmp_path):
 def test_a_line_of_metrics_has_losses_scales_norm_rate_and_speed(tmp_path):
     run(tmp_path, TrainConfig(steps=2, batch_size=12, log_every=2, save_every=2))
     (line,) = lines(tmp_path / "metrics.jsonl")
-    pairs = {f"{what}_{pair}" for what in ("loss_info_nce", "scale") for pair in ("image_text", "audio_text", "image_audio")}
+    pairs = {
+        f"{what}_{pair}" for what in ("loss_info_nce", "scale") for pair in ("image_text", "audio_text", "image_audio")
+    }
     assert line.keys() == {"step", "loss", "grad_norm", "lr", "skipped", *pairs, *TIMES}
     assert line["lr"] == learning_rate(OPTIM, 2, 2)
     assert line["loss"] == pytest.approx(sum(line[name] for name in pairs if name.startswith("loss")), rel=1e-6)
@@ -252,6 +254,8 @@ def test_evaluations_are_due_every_so_often_and_at_the_end(every, steps):
     ("fields", "says"),
     [
         ({"accumulate": 2}, "GradCache"),
+        ({"monitor_every": 15, "log_every": 10}, "monitor_every=15 must be a multiple of log_every=10, or 0"),
+        ({"monitor_every": -10}, "monitor_every=-10"),
         ({"save_every": 15, "log_every": 10}, "save_every=15 must be a multiple of log_every=10.*diverged"),
         ({"precision": "fp16"}, "expected fp32 or bf16"),
         ({"steps": 0}, "train.steps=0 must be at least 1"),
