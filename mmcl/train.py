@@ -15,6 +15,7 @@ from torch import Tensor
 from mmcl.checkpoint import Checkpoints
 from mmcl.engine import Engine
 from mmcl.errors import CheckpointError, ConfigError, NonFiniteLoss
+from mmcl.gradcache import backward_in_chunks
 from mmcl.metrics import MetricsFile, Progress
 from mmcl.model import split_outputs
 from mmcl.monitors import monitor
@@ -35,7 +36,8 @@ class TrainConfig:
     batch_size: int = 1024
     """Samples of a step over all ranks; must be a multiple of the number of ranks."""
     accumulate: int = 1
-    """Only 1: a contrastive loss needs the whole batch at once, and GradCache is not there yet."""
+    """Chunks in which a rank's rows go through the towers, so that memory is that of one chunk; the loss stays that of
+    the whole batch (GradCache). Above 1 a step costs a second forward pass."""
     precision: str = "fp32"
     """`fp32`, or `bf16` for autocast in the towers; weights, losses and statistics are fp32 either way."""
     seed: int = 0
@@ -55,15 +57,9 @@ class TrainConfig:
     """Directory or .safetensors file of open_clip whose weights the image and text towers start from; they must fit."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "save_every", "keep"):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name}={getattr(self, name)} must be at least 1")
-        if self.accumulate != 1:
-            raise ConfigError(
-                f"train.accumulate={self.accumulate}: summing losses over parts of a batch is not the loss of the "
-                "batch (negatives are missing), so only 1 is accepted until GradCache lands; lower "
-                "train.batch_size or use more ranks"
-            )
         if self.precision not in ("fp32", "bf16"):
             raise ConfigError(f"train.precision={self.precision!r}: expected fp32 or bf16")
         if self.save_every % self.log_every:
@@ -104,18 +100,26 @@ class Lap:
 
 
 def train_step(
-    engine: Engine, batch: Batch, objective: Objective, lr: float, *, watch: bool = False
+    engine: Engine, batch: Batch, objective: Objective, lr: float, *, chunks: int = 1, watch: bool = False
 ) -> dict[str, Tensor]:
     """Forward, loss, backward, update. Returns scalars still on the device: reading one waits for it. Collective.
 
-    With `watch` there are monitors among the scalars.
+    The rows go through the towers in so many `chunks`, which changes what the step needs and not what it does. With
+    `watch` there are monitors among the scalars.
     """
-    embeddings, learned = split_outputs(engine.forward(batch.values), batch)
-    loss, values = weigh(objective.terms(embeddings, learned, batch.ids, engine.shard, {}), embeddings, learned)
-    engine.backward(loss)
-    seen = monitor(embeddings, engine.shard, {}) if watch else {}
+
+    def loss_of(outputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        embeddings, learned = split_outputs(outputs, batch)
+        loss, values = weigh(objective.terms(embeddings, learned, batch.ids, engine.shard, {}), embeddings, learned)
+        return loss, values | (named_monitors(monitor(embeddings, engine.shard, {})) if watch else {})
+
+    if chunks == 1:
+        loss, values = loss_of(engine.forward(batch.values))
+        engine.backward(loss)
+    else:
+        loss, values = backward_in_chunks(engine, batch, chunks, loss_of)
     norm = engine.step(lr, watch=watch)
-    return {"loss": loss, "grad_norm": norm} | values | named_monitors(seen | engine.monitors() if watch else {})
+    return {"loss": loss, "grad_norm": norm} | values | named_monitors(engine.monitors() if watch else {})
 
 
 def named_monitors(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -209,7 +213,7 @@ def train(  # noqa: PLR0913 (the parts of a run, each a seam)
         torch.manual_seed(hash((config.seed, step, shard.rank)))
         watch = config.monitor_every > 0 and step % config.monitor_every == 0
         rate = learning_rate(optim, step, config.steps)
-        values = train_step(engine, batch, objective, rate, watch=watch)
+        values = train_step(engine, batch, objective, rate, chunks=config.accumulate, watch=watch)
         stopping = shard.any(should_stop(), device) or step == config.steps
 
         # all ranks meet in the mean, so that all see the same loss and decide alike

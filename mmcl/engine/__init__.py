@@ -4,7 +4,8 @@ An engine averages gradients over ranks, clips them, updates, and clamps the log
 fp32 tensors by parameter name, so that what one engine saved another can load.
 """
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -43,6 +44,13 @@ class Engine(Protocol):
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of `loss`, averaged over ranks by the time of `step`. Collective."""
+        ...
+
+    def backward_parts(self, parts: Sequence[Callable[[], Tensor]]) -> None:
+        """`backward` of the sum of what the parts return, one after another, averaged over ranks once.
+
+        Each part calls `forward`, and its graph is gone before the next one is called. Collective.
+        """
         ...
 
     def step(self, lr: float, *, watch: bool = False) -> Tensor:
@@ -138,6 +146,14 @@ class PlainEngine:
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
+
+    def backward_parts(self, parts: Sequence[Callable[[], Tensor]]) -> None:
+        *others, last = parts
+        # DistributedDataParallel decides in the forward pass whether the backward pass will average
+        with self.wrapped.no_sync() if isinstance(self.wrapped, DistributedDataParallel) else contextlib.nullcontext():
+            for part in others:
+                self.backward(part())
+        self.backward(last())
 
     def step(self, lr: float, *, watch: bool = False) -> Tensor:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm or float("inf"))

@@ -1,6 +1,6 @@
 """The engine on Hugging Face accelerate: it wraps model and optimizer, averages and clips."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -43,6 +43,13 @@ class AccelerateEngine:
 
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
+
+    def backward_parts(self, parts: Sequence[Callable[[], Tensor]]) -> None:
+        *others, last = parts
+        with self.accelerator.no_sync(self.wrapped):
+            for part in others:
+                self.backward(part())
+        self.backward(last())
 
     def step(self, lr: float, *, watch: bool = False) -> Tensor:
         norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.clip_norm or float("inf"))

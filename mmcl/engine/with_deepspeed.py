@@ -7,7 +7,7 @@ API, because its own checkpoints are pickles that fit one stage and one number o
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -115,6 +115,22 @@ class DeepSpeedEngine:
 
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)
+
+    def backward_parts(self, parts: Sequence[Callable[[], Tensor]]) -> None:
+        if self.stage == 0:
+            *others, last = parts
+            with self.engine.no_sync():
+                for part in others:
+                    self.backward(part())
+            self.backward(last())
+            return
+        # Stages 2 and 3 would otherwise average after each part. What this costs: until the last part is done a rank
+        # holds gradients of whole parameters, as under stage 1.
+        if not hasattr(self.engine, "coalesce_grad_reduction"):
+            raise ConfigError("train.accumulate above 1 under ZeRO needs DeepSpeed 0.19.8 or later: upgrade deepspeed")
+        with self.engine.coalesce_grad_reduction():
+            for part in parts:
+                self.backward(part())
 
     def step(self, lr: float, *, watch: bool = False) -> Tensor:
         set_rate(self.engine.optimizer.param_groups, lr)

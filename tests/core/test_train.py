@@ -253,7 +253,7 @@ def test_evaluations_are_due_every_so_often_and_at_the_end(every, steps):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"accumulate": 2}, "GradCache"),
+        ({"accumulate": 0}, "train.accumulate=0 must be at least 1"),
         ({"monitor_every": 15, "log_every": 10}, "monitor_every=15 must be a multiple of log_every=10, or 0"),
         ({"monitor_every": -10}, "monitor_every=-10"),
         ({"save_every": 15, "log_every": 10}, "save_every=15 must be a multiple of log_every=10.*diverged"),

@@ -66,7 +66,7 @@ def test_files_merge_key_by_key_and_overrides_come_last(tmp_path):
         (["--data.sources.image_text.shard", "x"], r"data.sources.image_text.shard: did you mean .*shards"),
         (["--train.steps", "many"], "train.steps.*many"),
         (["--engine.name", "horovod"], "horovod"),
-        (["--train.accumulate", "2"], "GradCache"),
+        (["--train.accumulate", "0"], "train.accumulate=0 must be at least 1"),
         (["--train.save_every", "15"], "multiple of log_every"),
         (["--data.sources", "{}", "--data.sources.image_text", "5"], "expected fields of SourceConfig"),
         (["--train.precision", "fp8"], "fp32 or bf16"),
