@@ -45,7 +45,10 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     if clash:
         raise ConfigError(f"the DeepSpeed file sets {clash}: set train.batch_size, optim.* of the run instead")
     if settings.get("gradient_accumulation_steps", 1) != 1:
-        raise ConfigError("the DeepSpeed file asks for gradient accumulation: contrastive losses need GradCache for it")
+        raise ConfigError(
+            "the DeepSpeed file sets gradient_accumulation_steps: set train.accumulate of the run instead, which keeps "
+            "the loss that of the whole batch (GradCache)"
+        )
     if any(settings.get(name, {}).get("enabled") for name in ("fp16", "bf16", "torch_autocast")):
         raise ConfigError("the DeepSpeed file sets a precision: set train.precision of the run instead")
     _check_zero(settings.get("zero_optimization", {}))
