@@ -20,8 +20,7 @@ from torch import Tensor
 
 from mmcl.dist import ONE_PROCESS, Gathered, Shard
 from mmcl.errors import ConfigError
-from mmcl.losses.rows import HardNegatives, as_keys, dot, exact, log_add, log_sum_exp_of_negatives, share
-from mmcl.losses.tiles import Skip, log_sum_exp
+from mmcl.losses.rows import HardNegatives, as_keys, dot, exact, log_sum_exp_of_others, share
 
 
 def dcl(
@@ -64,10 +63,7 @@ def dcl(
     own = scale * cosines
     if sigma:
         own = own * _weights(cosines.detach() / sigma, sum(keys.counts), shard)
-    rows, columns = log_sum_exp(queries, keys, Skip(own=True, same=same))
-    if negatives is not None:
-        rows = log_add(rows, log_sum_exp_of_negatives(queries, negatives, shard))
-    sides = torch.stack([rows, columns])
+    sides = torch.stack(log_sum_exp_of_others(queries, keys, same, negatives))
     losses = torch.where(sides > -torch.inf, sides - own, 0.0).sum(0)
     return share(losses, keys.counts, shard) / 2
 

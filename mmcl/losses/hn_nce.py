@@ -17,7 +17,6 @@ A rank holds n of the N rows, possibly none, and returns its share such that the
 """
 
 import math
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int
@@ -25,8 +24,16 @@ from torch import Tensor
 
 from mmcl.dist import ONE_PROCESS, Gathered, Shard
 from mmcl.errors import ConfigError
-from mmcl.losses.rows import HardNegatives, as_keys, dot, exact, log_add, log_sum_exp_of_negatives, share
-from mmcl.losses.tiles import Skip, log_sum_exp
+from mmcl.losses.rows import (
+    HardNegatives,
+    as_keys,
+    dot,
+    exact,
+    log_add,
+    log_number_of_others,
+    log_sum_exp_of_others,
+    share,
+)
 
 
 def hn_nce(
@@ -69,12 +76,13 @@ def hn_nce(
     if beta < 0:
         raise ConfigError(f"beta={beta}: expected 0 or more, since below 0 easy negatives would count most")
     x, scale = exact(x, scale)
-    keys, skip = as_keys(y, shard), Skip(own=True, same=same)
+    keys = as_keys(y, shard)
     queries = scale * x
     own = dot(queries, keys.values[keys.own])
-    sides = _of_others((1 + beta) * queries, keys, skip, negatives, shard)
+    sides = log_sum_exp_of_others((1 + beta) * queries, keys, same, negatives)
     if beta:
-        soft, counts = _of_others(beta * queries, keys, skip, negatives, shard), _counts(keys, skip, negatives, shard)
+        soft = log_sum_exp_of_others(beta * queries, keys, same, negatives)
+        counts = log_number_of_others(keys, same, negatives)
         sides = [
             torch.where(sharp > -torch.inf, count + sharp - of_weights, -torch.inf)
             for sharp, of_weights, count in zip(sides, soft, counts, strict=True)
@@ -86,28 +94,3 @@ def hn_nce(
 def _losses(own: Float[Tensor, " n"], others: Float[Tensor, " n"], alpha: float) -> Float[Tensor, " n"]:
     every = log_add(own + math.log(alpha), others) if alpha else others
     return torch.where(others > -torch.inf, every - own, 0.0)
-
-
-def _of_others(
-    queries: Float[Tensor, "n d"], keys: Gathered, skip: Skip, negatives: HardNegatives | None, shard: Shard
-) -> list[Float[Tensor, " n"]]:
-    """Log-sum-exp over J by row and by column. Collective, backward too."""
-    rows, columns = log_sum_exp(queries, keys, skip)
-    if negatives is not None:
-        rows = log_add(rows, log_sum_exp_of_negatives(queries, negatives, shard))
-    return [rows, columns]
-
-
-def _counts(keys: Gathered, skip: Skip, negatives: HardNegatives | None, shard: Shard) -> list[Float[Tensor, " n"]]:
-    """The log of the size of J by row and by column: the log-sum-exp of logits that are all 0. Collective."""
-    n = keys.counts[shard.rank]
-    queries = keys.values.new_zeros(n, 1)
-    if skip.same is None:
-        rows = columns = keys.values.new_full((n,), float(sum(keys.counts) - 1)).log()
-    else:
-        zeros = Gathered(keys.values.new_zeros(len(keys.values), 1), keys.counts, shard)
-        rows, columns = log_sum_exp(queries, zeros, skip)
-    if negatives is not None:
-        nowhere = replace(negatives, values=queries.new_zeros(len(negatives.values), 1))
-        rows = log_add(rows, log_sum_exp_of_negatives(queries, nowhere, shard))
-    return [rows, columns]

@@ -17,10 +17,9 @@ from mmcl.losses.rows import (
     as_keys,
     dot,
     exact,
-    log_add,
-    log_sum_exp_of_negatives,
     relative,
     share,
+    sum_with_negatives,
 )
 from mmcl.losses.tiles import Skip, log_sum_exp, means
 
@@ -73,17 +72,14 @@ def info_nce(  # noqa: PLR0913 (what composes, each by name)
     queries = scale * x
     own = dot(queries, keys.values[keys.own])
     rows, columns = log_sum_exp(queries, keys, skip)
-    if negatives is not None:
-        rows = log_add(rows, log_sum_exp_of_negatives(queries, negatives, shard))
     of_row = of_column = own
     if smoothing:
         of_row, of_column = (torch.lerp(own, mean, smoothing) for mean in means(queries, keys, skip))
     if teacher is not None:
         of_row = _taught(queries, keys, teacher, shard)
-    losses = rows - of_row + columns - of_column
-    if weights is not None:
-        losses = losses * relative(weights, keys.counts, shard)
-    return share(losses, keys.counts, shard) / 2
+    counted = torch.ones_like(rows) if weights is None else relative(weights, keys.counts, shard)
+    total = (counted * (columns - of_row - of_column)).sum()
+    return share(total + sum_with_negatives(rows, counted, queries, negatives, shard), keys.counts, shard) / 2
 
 
 def _taught(

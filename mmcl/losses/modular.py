@@ -29,8 +29,8 @@ from mmcl.losses.rows import (
     exact,
     log_add,
     log_sum_exp_by_row,
-    log_sum_exp_of_negatives,
     share,
+    sum_with_negatives,
 )
 from mmcl.losses.tiles import log_sum_exp, log_sum_exp_of_rows
 
@@ -67,11 +67,10 @@ def modular(
     own, owned = dot(queries, keys.values[keys.own]), dot(queries[positives.rows], captions)
     rows, columns = log_sum_exp(queries, keys)
     rows = log_add(rows, log_sum_exp_by_row(owned, positives.rows, len(x)))
-    if negatives is not None:
-        rows = log_add(rows, log_sum_exp_of_negatives(queries, negatives, shard))
     pulls = own.index_add(0, positives.rows, owned)
     number = torch.ones_like(own).index_add(0, positives.rows, torch.ones_like(owned))
-    to_captions = share(rows - pulls / number, keys.counts, shard)
+    total = sum_with_negatives(rows, torch.ones_like(rows), queries, negatives, shard)
+    to_captions = share(total - (pulls / number).sum(), keys.counts, shard)
 
     asked = log_sum_exp_of_rows(scale * captions, shard.gather(x))
     counts = (*keys.counts, *shard.counts(len(captions), captions.device))

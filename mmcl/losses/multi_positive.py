@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmcl.dist import ONE_PROCESS, Gathered, Shard
-from mmcl.losses.rows import HardNegatives, as_keys, dot, exact, log_add, log_sum_exp_of_negatives, share
+from mmcl.losses.rows import HardNegatives, as_keys, dot, exact, share, sum_with_negatives
 from mmcl.losses.tiles import log_sum_exp
 
 
@@ -50,11 +50,13 @@ def multi_positive(
     keys = as_keys(y, shard)
     queries = scale * x
     rows, columns = log_sum_exp(queries, keys)
-    if negatives is not None:
-        rows = log_add(rows, log_sum_exp_of_negatives(queries, negatives, shard))
     positive = dot(queries, _means_of_groups(keys, groups, shard))
     # both directions pull at a pair of one group with the same 1/|P|, so over all ranks their sums are equal
-    return share(rows + columns - 2 * positive, keys.counts, shard) / 2
+    total = (columns - 2 * positive).sum()
+    return (
+        share(total + sum_with_negatives(rows, torch.ones_like(rows), queries, negatives, shard), keys.counts, shard)
+        / 2
+    )
 
 
 def _means_of_groups(keys: Gathered, groups: Int[Tensor, " n"], shard: Shard) -> Float[Tensor, "n d"]:

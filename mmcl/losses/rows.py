@@ -1,6 +1,6 @@
 """What the objectives do with rows: gathered keys, further columns, sums that may be empty, a share of a mean."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmcl.dist import Gathered, Shard
-from mmcl.losses.tiles import log_sum_exp_of_rows
+from mmcl.losses.tiles import Skip, log_sum_exp, log_sum_exp_of_rows, sum_of_log_sum_exp
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +76,55 @@ def log_sum_exp_of_negatives(
     return log_sum_exp_by_row(dot(queries[negatives.rows], values), negatives.rows, len(queries))
 
 
-def share(losses: Float[Tensor, " n"], counts: tuple[int, ...], shard: Shard) -> Float[Tensor, ""]:
+def sum_with_negatives(
+    rows: Float[Tensor, " n"],
+    weights: Float[Tensor, " n"],
+    queries: Float[Tensor, "n d"],
+    negatives: HardNegatives | None,
+    shard: Shard,
+) -> Float[Tensor, ""]:
+    """The weighted sum of log-sum-exps, given those over everything but the hard negatives. Collective if all see them.
+
+    Weights get no gradient.
+    """
+    if negatives is None:
+        return (weights * rows).sum()
+    if negatives.seen_by == "all":
+        return sum_of_log_sum_exp(rows, weights, queries, shard.gather(*exact(negatives.values)).values)
+    return (weights * log_add(rows, log_sum_exp_of_negatives(queries, negatives, shard))).sum()
+
+
+def log_sum_exp_of_others(
+    queries: Float[Tensor, "n d"], keys: Gathered, same: Int[Tensor, "n k"] | None, negatives: HardNegatives | None
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """By row and by column over all that is wrong there: not the own one, nor one that shares an id of `same`.
+
+    Rows also have their hard negatives; minus infinity is a row without anything. Collective, backward too.
+    """
+    rows, columns = log_sum_exp(queries, keys, Skip(own=True, same=same))
+    if negatives is not None:
+        rows = log_add(rows, log_sum_exp_of_negatives(queries, negatives, keys.shard))
+    return rows, columns
+
+
+def log_number_of_others(
+    keys: Gathered, same: Int[Tensor, "n k"] | None, negatives: HardNegatives | None
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """The log of how many those are: the log-sum-exp of logits that are all 0. Collective."""
+    n = keys.counts[keys.shard.rank]
+    queries = keys.values.new_zeros(n, 1)
+    if same is None:
+        rows = columns = keys.values.new_full((n,), float(sum(keys.counts) - 1)).log()
+    else:
+        zeros = Gathered(keys.values.new_zeros(len(keys.values), 1), keys.counts, keys.shard)
+        rows, columns = log_sum_exp(queries, zeros, Skip(own=True, same=same))
+    if negatives is not None:
+        nowhere = replace(negatives, values=queries.new_zeros(len(negatives.values), 1))
+        rows = log_add(rows, log_sum_exp_of_negatives(queries, nowhere, keys.shard))
+    return rows, columns
+
+
+def share(losses: Float[Tensor, " *n"], counts: tuple[int, ...], shard: Shard) -> Float[Tensor, ""]:
     """This rank's part of the mean over all rows: the mean over ranks is that mean. 0 where there are no rows."""
     return losses.sum() * (shard.world / max(1, sum(counts)))
 

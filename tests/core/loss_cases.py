@@ -53,7 +53,7 @@ def starts(splits: Sequence[int]) -> Tensor:
 
 
 def bf16_is_near(case: Case) -> None:
-    """Under bf16 autocast the loss is finite and within 5 % of that in fp32, and so is every gradient as a whole."""
+    """Under bf16 autocast the loss is finite and within 6 % of that in fp32, and so is every gradient as a whole."""
     case = replace(case, dtype=torch.float32, tile=(16, 16))
     exact = evaluate(case, ONE_PROCESS)
     with torch.autocast("cpu", torch.bfloat16):
@@ -62,5 +62,5 @@ def bf16_is_near(case: Case) -> None:
         a, b = torch.from_numpy(low[name]), torch.from_numpy(value)
         assert torch.isfinite(a).all(), name
         assert a.dtype == torch.float32, name
-        assert (a - b).norm() <= 0.05 * b.norm(), f"{name}: {(a - b).norm():.3g} of {b.norm():.3g}"
+        assert (a - b).norm() <= 0.06 * b.norm(), f"{name}: {(a - b).norm():.3g} of {b.norm():.3g}"
     assert any((low[name] != exact[name]).any() for name in exact), "nothing was computed in bf16"

@@ -47,6 +47,7 @@ class Case:
 def evaluate(case: Case, shard: Shard) -> dict[str, np.ndarray]:
     """Loss and gradients, averaged over ranks as engines do."""
     tiles.CPU_TILE = case.tile
+    tiles.CPU_BLOCK, tiles.MIN_ROWS, tiles.FEW = 8, 2, 5
     leaves = {name: case.as_type(leaf).clone().requires_grad_() for name, leaf in case.leaves.items()}
     options = {name: case.as_type(value) for name, value in case.options.items()}
     loss = case.ours(leaves, own_rows(case.splits, shard.rank), shard, **options)
