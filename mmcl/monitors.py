@@ -81,7 +81,7 @@ def _of_pair(pair: Pair, embeddings: Embeddings, shard: Shard, negatives: HardNe
         f"r1_{second}_to_{first}": shard.sum(_right(y, x_keys).sum()) / n,
     }
     if negatives is not None:
-        own = embeddings.rows[first][torch.isin(embeddings.rows[first], embeddings.rows[second])]
+        own = embeddings.rows[first][embeddings.having(pair)[0]]
         above = _above(x, y, own, negatives)
         if total := sum(shard.counts(len(above), above.device)):
             found[f"hard_negatives_above_{pair}"] = shard.sum(above.sum()) / total

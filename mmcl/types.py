@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Modality = Literal["image", "text", "audio"]
@@ -91,9 +91,13 @@ class Embeddings:
     def pair(self, pair: Pair) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
         """Both sides of `pair`, for the rows that have both, in the same order."""
         x, y = PAIRS[pair]
-        x_has = torch.isin(self.rows[x], self.rows[y])
-        y_has = torch.isin(self.rows[y], self.rows[x])
+        x_has, y_has = self.having(pair)
         return self.values[x][x_has], self.values[y][y_has]
+
+    def having(self, pair: Pair) -> tuple[Bool[Tensor, " x"], Bool[Tensor, " y"]]:
+        """Which values of either side of `pair` are of rows that have both."""
+        x, y = PAIRS[pair]
+        return torch.isin(self.rows[x], self.rows[y]), torch.isin(self.rows[y], self.rows[x])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +106,8 @@ class Learned:
 
     scales: Mapping[Pair, Float[Tensor, ""]]
     """Logit scales, 1 / temperature."""
+    biases: Mapping[Pair, Float[Tensor, ""]] = field(default_factory=dict)
+    """Logit biases, where the model has any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
