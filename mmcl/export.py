@@ -80,7 +80,7 @@ def _write_export(model: ThreeTowers, staged: Path, facts: Mapping[str, Any]) ->
 def open_clip_files(config: ModelConfig) -> dict[str, Any]:
     """Content of open_clip_config.json."""
     return {
-        "model_cfg": clip_config(config),
+        "model_cfg": clip_config(config) | ({} if config.init_bias is None else {"init_logit_bias": config.init_bias}),
         "preprocess_cfg": {
             "mean": list(config.mean),
             "std": list(config.std),

@@ -89,7 +89,7 @@ def cut(batch: Batch, chunks: int) -> list[dict[Modality, Tensor]]:
 
 def _joined(parts: list[Tensor]) -> Tensor:
     """Rows of all chunks; a scalar is what the model has learnt, which every chunk gives alike."""
-    return torch.cat(parts) if parts[0].ndim else parts[0].clone()
+    return torch.cat(parts).detach() if parts[0].ndim else parts[0].detach().clone()
 
 
 def _gradient(name: str, leaf: Tensor) -> Tensor:

@@ -45,11 +45,15 @@ class ModelConfig:
     std: tuple[float, float, float] = OPENAI_DATASET_STD
     """Likewise."""
     init_scale: float = 1 / 0.07
-    """Every logit scale starts here; 1 / 0.07 is CLIP's."""
+    """Every logit scale starts here; 1 / 0.07 is CLIP's, 10 SigLIP's."""
+    init_bias: float | None = None
+    """Every logit bias starts here, for `objective.sigmoid`; -10 is SigLIP's. Without it there are none."""
 
     def __post_init__(self) -> None:
         if self.resize_mode not in ("shortest", "longest", "squash"):
             raise ConfigError(f"model.resize_mode={self.resize_mode!r}: expected shortest, longest or squash")
+        if self.init_bias is not None and not math.isfinite(self.init_bias):
+            raise ConfigError(f"model.init_bias={self.init_bias} must be a number, or null for none")
         if not 1 <= self.init_scale <= 100:
             raise ConfigError(f"model.init_scale={self.init_scale} must lie in [1, 100]")
 
@@ -83,8 +87,8 @@ def clip_config(config: ModelConfig) -> dict[str, Any]:
         )
     if refused := _unsupported(found):
         raise ConfigError(
-            f"model.clip: {refused} is not supported yet: towers read the tokens of open_clip's CLIP tokenizer "
-            "and are trained with a softmax loss without bias"
+            f"model.clip: {refused} is not supported: towers read the tokens of open_clip's CLIP tokenizer, and logit "
+            "biases are asked for by model.init_bias"
         )
     return found
 
@@ -146,6 +150,10 @@ class ThreeTowers(nn.Module):
         self.log_scales = nn.ParameterDict(
             {pair: nn.Parameter(torch.full((1,), math.log(config.init_scale))) for pair in PAIRS}
         )
+        bias = config.init_bias
+        self.biases = nn.ParameterDict(
+            {} if bias is None else {pair: nn.Parameter(torch.full((1,), bias)) for pair in PAIRS}
+        )
 
     @property
     def spec(self) -> InputSpec:
@@ -158,7 +166,8 @@ class ThreeTowers(nn.Module):
         return clip_config(self.config)["embed_dim"]
 
     def forward(self, values: Mapping[Modality, Tensor]) -> dict[str, Tensor]:
-        """Returns (n, d) unit vectors under each modality and the logit scale, shape (), under each pair.
+        """Returns (n, d) unit vectors under each modality, the logit scale, shape (), under each pair, and under
+        `bias_PAIR` its bias where there is one.
 
         A dict of tensors and not a type of ours, because engines look through it for what needs a gradient; scales
         come along because ZeRO-3 has them in one piece only inside `forward`.
@@ -172,13 +181,18 @@ class ThreeTowers(nn.Module):
             outputs[modality] = normalize(embedded.float(), dim=-1)[: len(value)]
         for pair in PAIRS:
             outputs[pair] = self.log_scales[pair].exp().squeeze(0)
-        return outputs
+        # copies, as a step changes parameters before its metrics are read
+        return outputs | {f"bias_{pair}": bias.squeeze(0).clone() for pair, bias in self.biases.items()}
 
 
 def split_outputs(outputs: Mapping[str, Tensor], batch: Batch) -> tuple[Embeddings, Learned]:
     """The outputs of `ThreeTowers` on `batch`."""
     values: dict[Modality, Tensor] = {modality: outputs[modality] for modality in MODALITIES}
-    return Embeddings(values=values, rows=batch.rows), Learned(scales={pair: outputs[pair] for pair in PAIRS})
+    learned = Learned(
+        scales={pair: outputs[pair] for pair in PAIRS},
+        biases={pair: outputs[f"bias_{pair}"] for pair in PAIRS if f"bias_{pair}" in outputs},
+    )
+    return Embeddings(values=values, rows=batch.rows), learned
 
 
 def open_clip_state(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
@@ -186,6 +200,8 @@ def open_clip_state(state: Mapping[str, Tensor], config: ModelConfig) -> dict[st
     clip = clip_config(config)
     custom_text = bool(clip.get("custom_text")) or "hf_model_name" in clip["text_cfg"]  # as open_clip's factory decides
     renamed: dict[str, Tensor] = {"logit_scale": state["log_scales.image_text"].reshape(())}
+    if config.init_bias is not None:
+        renamed["logit_bias"] = state["biases.image_text"].reshape(())
     for key, value in state.items():
         if key.startswith("towers.image.visual."):
             renamed[key.removeprefix("towers.image.")] = value
@@ -198,8 +214,8 @@ def from_open_clip_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """An open_clip state dict of either layout in the names of `ThreeTowers`: the inverse of `open_clip_state`."""
     renamed: dict[str, Tensor] = {}
     for key, value in open_clip.model.convert_to_custom_text_state_dict(dict(state)).items():
-        if key == "logit_scale":
-            renamed["log_scales.image_text"] = value.reshape(1)
+        if key in ("logit_scale", "logit_bias"):
+            renamed[f"{'log_scales' if key == 'logit_scale' else 'biases'}.image_text"] = value.reshape(1)
         else:
             renamed[f"towers.{_tower_of(key)}.{key}"] = value
     return renamed
@@ -209,11 +225,11 @@ def _tower_of(key: str) -> str:
     for prefix, tower in (("visual.", "image"), ("text.", "text")):
         if key.startswith(prefix):
             return tower
-    raise ConfigError(f"open_clip key {key!r} has no place in a three-tower model (logit biases are not supported yet)")
+    raise ConfigError(f"open_clip key {key!r} has no place in a three-tower model")
 
 
 def load_open_clip(model: ThreeTowers, path: Path) -> None:
-    """Give the image and text towers, and their logit scale, the weights of an open_clip export.
+    """Give the image and text towers, and their logit scale and bias, the weights of an open_clip export.
 
     Args:
         model: changed in place; the audio tower and the other scales keep their values.
@@ -230,12 +246,12 @@ def load_open_clip(model: ThreeTowers, path: Path) -> None:
     expected = {
         name: tuple(value.shape)
         for name, value in model.state_dict().items()
-        if name.startswith(("towers.image.", "towers.text.")) or name == "log_scales.image_text"
+        if name.startswith(("towers.image.", "towers.text.")) or name in ("log_scales.image_text", "biases.image_text")
     }
     shapes = {name: tuple(value.shape) for name, value in found.items()}
     if wrong := sorted(name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name)):
         raise ConfigError(
-            f"train.init_from={path}: {len(wrong)} tensors do not fit model.clip, first {wrong[0]}: "
-            f"expected shape {expected.get(wrong[0])}, found {shapes.get(wrong[0])}"
+            f"train.init_from={path}: {len(wrong)} tensors do not fit model.clip and model.init_bias, first "
+            f"{wrong[0]}: expected shape {expected.get(wrong[0])}, found {shapes.get(wrong[0])}"
         )
     model.load_state_dict(found, strict=False)

@@ -1,103 +1,100 @@
-"""What a step minimises: a weighted sum of named terms, each one of the losses on one pair of modalities.
+"""What a step minimises: a weighted sum of named terms, each one of the losses on one pair of modalities, or on all.
 
 Terms are computed in a fixed order, and every rank computes all of them whatever rows it holds, so that all ranks meet
 in the same collectives. A modality that serves several pairs is gathered once.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmcl.dist import Gathered, Shard
-from mmcl.errors import ConfigError
-from mmcl.losses import HardNegatives, info_nce
+from mmcl.errors import CheckpointError, ConfigError
+from mmcl.losses import HardNegatives
+from mmcl.terms import (
+    DCLConfig,
+    GlobalContrastConfig,
+    HNNCEConfig,
+    InfoNCEConfig,
+    MixupConfig,
+    MultiPositiveConfig,
+    MultiViewConfig,
+    MVDHELConfig,
+    MVInfoNCEConfig,
+    PairTerm,
+    Sides,
+    SigmoidConfig,
+)
 from mmcl.types import ID_KINDS, PAIRS, Embeddings, IdKind, Learned, Modality, Pair
 
-Weights = dict[Pair, float]
 Negatives = Mapping[Modality, HardNegatives]
 """Hard negatives by the modality they are made of; their rows count among the rows of the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class InfoNCEConfig:
-    """Symmetric InfoNCE, the loss of CLIP."""
-
-    weights: Weights = field(default_factory=lambda: dict.fromkeys(PAIRS, 1.0))
-    """Weight of each pair; a pair that is not named, or has 0, is left out."""
-    smoothing: float = 0.0
-    """Share of the target that is spread over all columns."""
-    soft_targets: bool = False
-    """CWCL: columns are targets of the first side by how near they are to it there; meant for a frozen first tower."""
-
-    def loss(self, side: "Sides") -> Float[Tensor, ""]:
-        """This term on one pair."""
-        return info_nce(
-            side.x,
-            side.keys,
-            side.scale,
-            side.shard,
-            same=side.same,
-            smoothing=self.smoothing,
-            teacher=side.x if self.soft_targets else None,
-            negatives=side.negatives,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
-    """The terms of the loss. A term whose weights are empty is off."""
+    """The terms of the loss. A term whose weights are empty or 0 is off."""
 
     info_nce: InfoNCEConfig = field(default_factory=InfoNCEConfig)
     """Softmax over the global batch, both ways."""
+    dcl: DCLConfig = field(default_factory=DCLConfig)
+    """Decoupled contrast."""
+    hn_nce: HNNCEConfig = field(default_factory=HNNCEConfig)
+    """Negatives that count by how hard they are."""
+    sigmoid: SigmoidConfig = field(default_factory=SigmoidConfig)
+    """SigLIP."""
+    multi_positive: MultiPositiveConfig = field(default_factory=MultiPositiveConfig)
+    """SupCon across modalities."""
+    mixup: MixupConfig = field(default_factory=MixupConfig)
+    """Mixtures of two rows."""
+    global_contrast: GlobalContrastConfig = field(default_factory=GlobalContrastConfig)
+    """SogCLR, iSogCLR, FastCLIP."""
+    mv_info_nce: MVInfoNCEConfig = field(default_factory=MVInfoNCEConfig)
+    """All modalities of a row against all embeddings."""
+    mv_dhel: MVDHELConfig = field(default_factory=MVDHELConfig)
+    """All modalities of a row together, and each modality spread out."""
     false_negatives: list[IdKind] = field(default_factory=list)
     """Rows that share one of these (`sample`, `caption`, `image`) are no negatives of each other."""
 
     def __post_init__(self) -> None:
-        if not any(True for _ in self.active()):
-            raise ConfigError(f"objective: no term has a positive weight; expected one for some of {list(PAIRS)}")
-        for name, term in self.by_pair():
-            wrong = {pair: weight for pair, weight in term.weights.items() if pair not in PAIRS or weight < 0}
+        for name, term in self.terms():
+            weights = _weights(term)
+            wrong = {pair: weight for pair, weight in weights.items() if pair not in {*PAIRS, ""} or not weight >= 0}
             if wrong:
                 raise ConfigError(
                     f"objective.{name}.weights={wrong}: expected {list(PAIRS)} with weights that are not negative"
                 )
+        active = {name: term for name, term, _, _ in self.active()}
+        if not active:
+            raise ConfigError(f"objective: no term has a positive weight; expected one for some of {list(PAIRS)}")
         if unknown := set(self.false_negatives) - set(ID_KINDS):
             raise ConfigError(f"objective.false_negatives={sorted(unknown)}: expected some of {list(ID_KINDS)}")
+        if self.false_negatives and (unmasked := [name for name, term in active.items() if not term.masks]):
+            raise ConfigError(
+                f"objective.false_negatives={self.false_negatives} has no meaning for {unmasked}: leave one of them out"
+            )
 
-    def by_pair(self) -> Iterator[tuple[str, Any]]:
-        """Name and config of every kind of term that is a loss of one pair."""
+    def terms(self) -> Iterator[tuple[str, PairTerm | MultiViewConfig]]:
+        """Name and config of every kind of term."""
         for entry in fields(self):
-            if hasattr(term := getattr(self, entry.name), "weights"):
+            if isinstance(term := getattr(self, entry.name), PairTerm | MultiViewConfig):
                 yield entry.name, term
 
-    def active(self) -> Iterator[tuple[str, Any, Pair, float]]:
-        """Kind, config, pair and weight of the terms that are computed, in their order."""
-        for name, term in self.by_pair():
-            for pair in PAIRS:
-                if (weight := term.weights.get(pair, 0.0)) > 0:
-                    yield name, term, pair, weight
+    def active(self) -> Iterator[tuple[str, PairTerm | MultiViewConfig, Pair | None, float]]:
+        """Kind, config, pair (or all, None) and weight of the terms that are computed, in their order."""
+        for name, term in self.terms():
+            weights = _weights(term)
+            for pair in (*PAIRS, ""):
+                if (weight := weights.get(pair, 0.0)) > 0:
+                    yield name, term, pair or None, weight
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sides:
-    """One pair of modalities on this rank: what a term sees."""
-
-    pair: Pair
-    x: Float[Tensor, "n d"]
-    keys: Gathered
-    """The second side on all ranks."""
-    scale: Float[Tensor, ""]
-    shard: Shard
-    ids: Int[Tensor, "n k"]
-    """Of these rows, a column for each of ID_KINDS."""
-    same: Int[Tensor, "n k"] | None
-    """The ids of which rows that share one are no negatives of each other."""
-    negatives: HardNegatives | None
-    """Of the second side, by rows of the pair."""
+def _weights(term: PairTerm | MultiViewConfig) -> Mapping[Pair | str, float]:
+    """Weights of a term by pair; under no name if it is one for all of them."""
+    return {"": term.weight} if isinstance(term, MultiViewConfig) else {**term.weights}
 
 
 class Gathers:
@@ -122,11 +119,20 @@ class Objective:
 
     def __init__(self, config: ObjectiveConfig) -> None:
         self.config = config
+        self.step = 0
+        """How often it was computed."""
+        self.tables = {
+            f"{name}_{pair}": table
+            for name, term, pair, _ in config.active()
+            if isinstance(term, PairTerm) and (table := term.table())
+        }
 
     def terms(
         self, embeddings: Embeddings, learned: Learned, ids: Int[Tensor, "b k"], shard: Shard, negatives: Negatives
     ) -> dict[str, tuple[float, Float[Tensor, ""]]]:
         """Weight and value of each term by name, such as `info_nce_image_text`. Collective, backward too.
+
+        Once for each step of a run, since it may learn from the batch.
 
         Args:
             embeddings: of this rank's rows.
@@ -135,13 +141,20 @@ class Objective:
             shard: this rank.
             negatives: hard negatives of this rank's rows, where the data has some.
         """
+        self.step += 1
         found: dict[str, tuple[float, Tensor]] = {}
         sides: dict[Pair, Sides] = {}
         gathers = Gathers(embeddings, shard)
         for name, term, pair, weight in self.config.active():
+            if isinstance(term, MultiViewConfig) or pair is None:
+                assert isinstance(term, MultiViewConfig)
+                scale = torch.stack(list(learned.scales.values())).log().mean().exp()
+                found[name] = weight, term.loss(embeddings, scale, shard)
+                continue
             if pair not in sides:
                 sides[pair] = self._sides(pair, gathers, learned, ids, negatives)
-            found[f"{name}_{pair}"] = weight, term.loss(sides[pair])
+            full = f"{name}_{pair}"
+            found[full] = weight, term.loss(replace(sides[pair], table=self.tables.get(full)))
         return found
 
     def _sides(
@@ -149,7 +162,7 @@ class Objective:
     ) -> Sides:
         first, second = PAIRS[pair]
         values, rows = gathers.embeddings.values, gathers.embeddings.rows
-        x_has, y_has = torch.isin(rows[first], rows[second]), torch.isin(rows[second], rows[first])
+        x_has, y_has = gathers.embeddings.having(pair)
         own = rows[first][x_has]
         kinds = [ID_KINDS.index(kind) for kind in self.config.false_negatives]
         return Sides(
@@ -157,20 +170,36 @@ class Objective:
             x=values[first][x_has],
             keys=gathers.keys(second, y_has),
             scale=learned.scales[pair],
+            bias=learned.biases.get(pair),
             shard=gathers.shard,
             ids=ids[own],
             same=ids[own][:, kinds] if kinds else None,
             negatives=_of_rows(negatives[second], own) if second in negatives else None,
+            table=None,
+            step=self.step,
         )
 
     def state(self) -> dict[str, Tensor]:
         """What it keeps from step to step, the same on all ranks."""
-        return {}
+        if not self.tables:
+            return {}
+        return {"step": torch.tensor(self.step), **{name: table.values for name, table in self.tables.items()}}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Back to a saved state."""
+        """Back to a saved state.
+
+        Raises:
+            CheckpointError: it is that of another objective.
+        """
+        if state.keys() != (expected := self.state().keys()):
+            raise CheckpointError(
+                f"the checkpoint holds {sorted(state)} of an objective, this run keeps {sorted(expected)}: resume with "
+                "the objective that was saved"
+            )
         if state:
-            raise ConfigError(f"the checkpoint holds {sorted(state)[:3]} of an objective that this run does not have")
+            self.step = int(state["step"])
+            for name, table in self.tables.items():
+                table.load(state[name])
 
 
 def _of_rows(negatives: HardNegatives, rows: Int[Tensor, " n"]) -> HardNegatives:

@@ -131,12 +131,13 @@ def weigh(
     terms: Mapping[str, tuple[float, Tensor]], embeddings: Embeddings, learned: Learned
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss, and what metrics say of its terms."""
+    scalars = {f"scale_{pair}": scale for pair, scale in learned.scales.items()}
+    scalars |= {f"bias_{pair}": bias for pair, bias in learned.biases.items()}
     # Touch everything, so that a modality without weight or rows still gives its tower and scale a gradient.
-    untouched = sum(value.sum() for value in embeddings.values.values()) + sum(learned.scales.values())
+    untouched = sum(value.sum() for value in (*embeddings.values.values(), *scalars.values()))
     loss = sum(weight * value for weight, value in terms.values()) + 0.0 * untouched
     assert isinstance(loss, Tensor)
-    values = {f"loss_{name}": value for name, (_, value) in terms.items()}
-    return loss, values | {f"scale_{pair}": scale for pair, scale in learned.scales.items()}
+    return loss, {f"loss_{name}": value for name, (_, value) in terms.items()} | scalars
 
 
 def evaluate(encoder: Encoder, evaluators: Sequence[Evaluator]) -> dict[str, float]:

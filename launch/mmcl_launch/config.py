@@ -107,6 +107,10 @@ class RunConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     evals: EvalsConfig = field(default_factory=EvalsConfig)
 
+    def __post_init__(self) -> None:
+        if self.model.init_bias is None and any(name == "sigmoid" for name, *_ in self.objective.active()):
+            raise ConfigError("objective.sigmoid needs logit biases: set model.init_bias (SigLIP starts at -10)")
+
 
 def load_config(files: Sequence[str], overrides: Sequence[str] = ()) -> RunConfig:
     """The run that `files` (recipe names or paths) and `overrides` (`--a.b VALUE` or `--a.b=VALUE`) describe.

@@ -4,7 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from rank_cases import CPU, OPTIM, WEIGHTS, make_engine, mean_over_ranks, own_rows
@@ -18,6 +18,7 @@ from mmcl.losses import HardNegatives, Positives
 from mmcl.model import split_outputs
 from mmcl.objective import Objective, ObjectiveConfig
 from mmcl.optim import OptimConfig
+from mmcl.terms import GlobalContrastConfig, InfoNCEConfig, Method, PairTerm
 from mmcl.testing import FakeStream, fake_batch, tiny_config, tiny_model
 from mmcl.train import train_step, weigh
 from mmcl.types import MODALITIES, Batch
@@ -28,6 +29,8 @@ SPLITS = {1: (13,), 2: (8, 5)}
 REDUCING = ("plain", "zero2", "zero3")
 """Engines whose sums over ranks are counted: those that differ in how they make them."""
 MASKS = {name: [(row + lacking) % 4 != 0 for row in range(13)] for lacking, name in enumerate(MODALITIES)}
+BIASED: dict[str, Any] = {"init_bias": -5.0}
+"""Of models, for the sigmoid loss."""
 Gradients = dict[str, Tensor]
 
 
@@ -38,20 +41,29 @@ def ragged_batch(shard: Shard, seed: int = 0) -> Batch:
 
 
 def objectives() -> dict[str, Objective]:
-    """One for each kind of term that a config can name, and one of all at once, with false negatives left out."""
-    default = ObjectiveConfig()
-    kinds = [name for name, _ in default.by_pair()]
-    off = {name: replace(term, weights={}) for name, term in default.by_pair()}
-    on = {name: replace(term, weights=WEIGHTS) for name, term in default.by_pair()}
-    found = {name: ObjectiveConfig(**(off | {name: on[name]})) for name in kinds}
-    found["all"] = ObjectiveConfig(**on, false_negatives=["caption"])
-    return {name: Objective(config) for name, config in found.items()}
+    """One for each kind of term that a config can name, each method of global contrast, and one of nearly all."""
+    on: dict[str, Any] = {
+        name: replace(term, weights=WEIGHTS) if isinstance(term, PairTerm) else replace(term, weight=0.5)
+        for name, term in ObjectiveConfig().terms()
+        if name != "global_contrast"
+    }
+    on["mixup"] = replace(on["mixup"], rows=0.0)  # what is drawn after one forward pass is not what is after two
+    kinds = {name: {name: term} for name, term in on.items()}
+    for method in get_args(Method):
+        falls = 4 if method.startswith("fastclip") else 0
+        kinds[method] = {"global_contrast": GlobalContrastConfig(weights=WEIGHTS, method=method, gamma_steps=falls)}
+    masked = {name: term for name, term in on.items() if term.masks}
+    kinds["all"] = masked | kinds["isogclr"] | {"false_negatives": ["caption"]}
+    off = {"info_nce": InfoNCEConfig(weights={})}
+    return {name: Objective(ObjectiveConfig(**(off | kind))) for name, kind in kinds.items()}
 
 
 def of_objective(batch: Batch, shard: Shard, objective: Objective) -> LossOf:
-    """As `train_step` has it."""
+    """As `train_step` has it, but that each call starts from the same past."""
+    start = {name: tensor.clone() for name, tensor in objective.state().items()}
 
     def loss_of(outputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        objective.load(start)
         embeddings, learned = split_outputs(outputs, batch)
         return weigh(objective.terms(embeddings, learned, batch.ids, shard, {}), embeddings, learned)
 
@@ -154,7 +166,7 @@ def off(found: Gradients, expected: Gradients) -> tuple[float, str]:
 
 def loss_errors(shard: Shard) -> dict[tuple[str, int], tuple[float, str]]:
     """Of every loss in so many chunks, against the batch in one piece on the same ranks."""
-    engine = PlainEngine(tiny_model(), OptimConfig(), CPU, shard)
+    engine = PlainEngine(tiny_model(**BIASED), OptimConfig(), CPU, shard)
     batch, found = ragged_batch(shard), {}
     for name, loss_of in every_loss(batch, shard).items():
         loss, expected = whole_or_chunks(engine, batch, None, loss_of)
@@ -167,7 +179,7 @@ def loss_errors(shard: Shard) -> dict[tuple[str, int], tuple[float, str]]:
 
 def whole_gradients(shard: Shard) -> dict[str, Any]:
     """Of the batch in one piece, all objectives at once; the rank's loss under `loss`."""
-    engine, batch = PlainEngine(tiny_model(), OptimConfig(), CPU, shard), ragged_batch(shard)
+    engine, batch = PlainEngine(tiny_model(**BIASED), OptimConfig(), CPU, shard), ragged_batch(shard)
     loss, found = whole_or_chunks(engine, batch, None, of_objective(batch, shard, objectives()["all"]))
     return {name: gradient.numpy() for name, gradient in found.items()} | {"loss": mean_over_ranks(loss, shard).numpy()}
 
@@ -178,7 +190,7 @@ def engine_errors(shard: Shard, kinds: Sequence[str], expected: Mapping[str, Any
     loss = wanted.pop("loss")
     batch, found = ragged_batch(shard), {}
     for kind in kinds:
-        engine = make_engine(kind, shard, OptimConfig())
+        engine = make_engine(kind, shard, OptimConfig(), **BIASED)
         loss_of = of_objective(batch, shard, objectives()["all"])
         for chunks in (None, *CHUNKS):
             own, cached = whole_or_chunks(engine, batch, chunks, loss_of)
@@ -198,7 +210,7 @@ def alone(_: Shard, kinds: Sequence[str], expected: Mapping[str, Any]) -> dict[t
 
 def trained(shard: Shard, kind: str, chunks: int, *, bf16: bool = False) -> list[dict[str, float]]:
     """Metrics of four steps, the last one watched."""
-    engine = make_engine(kind, shard, OPTIM, bf16=bf16)
+    engine = make_engine(kind, shard, OPTIM, bf16=bf16, **BIASED)
     objective = objectives()["all"]
     batches = FakeStream(tiny_config(), shard=shard).batches(0)
     return [
@@ -209,7 +221,7 @@ def trained(shard: Shard, kind: str, chunks: int, *, bf16: bool = False) -> list
 
 def reduced(shard: Shard, kind: str, chunks: int) -> list[int]:
     """Elements of all sums over ranks in the second step of an engine; some make their buckets in the first."""
-    engine, batch = make_engine(kind, shard, OptimConfig()), ragged_batch(shard)
+    engine, batch = make_engine(kind, shard, OptimConfig(), **BIASED), ragged_batch(shard)
     train_step(engine, batch, objectives()["info_nce"], 0.0, chunks=chunks)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profile:
         train_step(engine, batch, objectives()["info_nce"], 0.0, chunks=chunks)

@@ -13,15 +13,16 @@ from torch.nn.functional import normalize
 from mmcl.dist import Shard
 from mmcl.engine import Engine, PlainEngine
 from mmcl.errors import MmclError
-from mmcl.losses import pair_losses
 from mmcl.metrics import MetricsFile
+from mmcl.objective import InfoNCEConfig, Objective, ObjectiveConfig
 from mmcl.optim import OptimConfig
 from mmcl.testing import FakeStream, MemoryCheckpoints, fake_batch, tiny_config, tiny_model
 from mmcl.train import TrainConfig, train, train_step
-from mmcl.types import MODALITIES, PAIRS, Batch, Embeddings
+from mmcl.types import ID_KINDS, MODALITIES, PAIRS, Batch, Embeddings, Learned, Pair
 
 CPU = torch.device("cpu")
-WEIGHTS = {"image_text": 1.0, "audio_text": 0.7, "image_audio": 0.4}
+WEIGHTS: dict[Pair, float] = {"image_text": 1.0, "audio_text": 0.7, "image_audio": 0.4}
+OBJECTIVE = Objective(ObjectiveConfig(info_nce=InfoNCEConfig(weights=WEIGHTS)))
 Masks = Mapping[str, Sequence[bool]]
 
 
@@ -52,9 +53,10 @@ def linear_case(shard: Shard, masks: Masks, splits: Sequence[int], seed: int) ->
         values={name: normalize(features[name][rows][present[name]] @ maps[name], dim=-1) for name in MODALITIES},
         rows={name: present[name].nonzero().flatten() for name in MODALITIES},
     )
-    losses = pair_losses(embeddings, scales, WEIGHTS, shard)
-    torch.stack([WEIGHTS[pair] * loss for pair, loss in losses.items()]).sum().backward()
-    found = {f"loss {pair}": loss for pair, loss in losses.items()}
+    ids = torch.full((size, len(ID_KINDS)), -1)[rows]
+    terms = OBJECTIVE.terms(embeddings, Learned(scales=scales), ids, shard, {})
+    torch.stack([weight * loss for weight, loss in terms.values()]).sum().backward()
+    found = {f"loss {name.removeprefix('info_nce_')}": loss for name, (_, loss) in terms.items()}
     for name, tensor in (*maps.items(), *scales.items()):
         assert tensor.grad is not None, name
         found[f"gradient {name}"] = tensor.grad
@@ -74,7 +76,7 @@ def tiny_case(shard: Shard, masks: Masks, splits: Sequence[int], seed: int) -> d
     """Losses and every gradient of `tiny_model` as a training step leaves them on this rank."""
     engine = GradientsOnly(tiny_model(seed), OptimConfig(), CPU, shard)
     batch = fake_batch(tiny_config(), masks, seed, own_rows(splits, shard.rank))
-    values = train_step(engine, batch, WEIGHTS, 0.0)
+    values = train_step(engine, batch, OBJECTIVE, 0.0)
     losses = {name: mean_over_ranks(value, shard) for name, value in values.items() if name.startswith("loss")}
     # gradients as DistributedDataParallel left them: a second mean over ranks would hide that they differ
     words = engine.gradients.pop("towers.text.text.token_embedding.weight")
@@ -114,7 +116,18 @@ OPTIM = OptimConfig(lr=1e-3, warmup_steps=2, clip_norm=1.0, weight_decay=0.2)
 def steps(engine: Engine, stream: FakeStream, start: int, end: int, lr: float = 1e-3) -> list[dict[str, float]]:
     """Means over ranks of what `train_step` says of the steps after `start` until `end`."""
     batches = stream.batches(start)
-    return [engine.shard.mean(train_step(engine, next(batches), WEIGHTS, lr)) for _ in range(start, end)]
+    return [engine.shard.mean(train_step(engine, next(batches), OBJECTIVE, lr)) for _ in range(start, end)]
+
+
+def with_and_without_compiling(shard: Shard) -> list[list[dict[str, float]]]:
+    """Means of three steps with towers as they are, and with towers that `torch.compile` made."""
+    found = []
+    for names in ((), ("image", "text")):
+        engine = make_engine("plain", shard, OPTIM)
+        for name in names:
+            engine.model.towers[name].compile()
+        found.append(steps(engine, FakeStream(tiny_config()), 0, 3))
+    return found
 
 
 def save(engine: Engine, step: int, path: Path) -> None:
@@ -177,7 +190,7 @@ def lacking_runs(shard: Shard, kinds: Sequence[str]) -> dict[str, list[dict[str,
         for seed, (name, rows) in enumerate(lacking):
             masks = {m: [not (m == name and row in rows) for row in range(size)] for m in MODALITIES}
             batch = fake_batch(tiny_config(), masks, seed, slice(shard.rank * own, (shard.rank + 1) * own))
-            found[kind].append(shard.mean(train_step(engine, batch, WEIGHTS, 1e-3)))
+            found[kind].append(shard.mean(train_step(engine, batch, OBJECTIVE, 1e-3)))
     return found
 
 
@@ -220,6 +233,7 @@ def run_train(
         OPTIM,
         make_engine("plain", shard, OPTIM),
         FakeStream(tiny_config(), shard=shard),
+        objective=OBJECTIVE,
         checkpoints=checkpoints,
         metrics=MetricsFile(folder / "metrics.jsonl", enabled=shard.rank == 0),
         should_stop=lambda: stop(shard.rank),
@@ -251,6 +265,7 @@ def stop_on_rank_1(shard: Shard, folder: Path) -> dict[str, Any]:
             OPTIM,
             make_engine("plain", shard, OPTIM),
             PoisonedStream(shard, number=4, rank=1),
+            objective=OBJECTIVE,
             checkpoints=saved,
             metrics=MetricsFile(folder / "nan.jsonl", enabled=False),
         )

@@ -11,6 +11,7 @@ from mmcl.dist import ONE_PROCESS
 from mmcl.engine import PlainEngine, check_names
 from mmcl.engine.with_deepspeed import check_settings
 from mmcl.errors import CheckpointError, ConfigError
+from mmcl.objective import Objective, ObjectiveConfig
 from mmcl.optim import OptimConfig
 from mmcl.testing import fake_batch, run_ranks, tiny_config, tiny_model
 from mmcl.train import train_step
@@ -113,10 +114,10 @@ def test_ranks_that_lack_a_modality_do_not_hang_and_agree(two, kind):
 
 def test_ranks_that_lack_a_modality_equal_one_process(two):
     def joined(masks: dict[str, list[bool]], seed: int) -> dict[str, float]:
-        values = train_step(engine, fake_batch(tiny_config(), masks, seed), WEIGHTS, 1e-3)
+        values = train_step(engine, fake_batch(tiny_config(), masks, seed), OBJECTIVE, 1e-3)
         return ONE_PROCESS.mean(values)
 
-    from rank_cases import OPTIM, WEIGHTS
+    from rank_cases import OBJECTIVE, OPTIM
 
     engine = PlainEngine(tiny_model(), OPTIM, torch.device("cpu"), ONE_PROCESS)
     lacking = [("audio", range(4)), ("image", range(4, 8)), ("text", range(8))]
@@ -125,7 +126,12 @@ def test_ranks_that_lack_a_modality_equal_one_process(two):
         for seed, (name, rows) in enumerate(lacking)
     ]
     assert_same_steps(two["lacking"]["plain"], expected)
-    assert expected[2]["loss_image_text"] == expected[2]["loss_audio_text"] == 0 < expected[2]["loss_image_audio"]
+    assert (
+        expected[2]["loss_info_nce_image_text"]
+        == expected[2]["loss_info_nce_audio_text"]
+        == 0
+        < expected[2]["loss_info_nce_image_audio"]
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -171,14 +177,14 @@ def test_a_state_goes_through_an_engine_unchanged():
     first, second = plain(), plain(seed=1)
     batch = fake_batch(tiny_config(), {name: [True] * 4 for name in MODALITIES})
     for _ in range(2):
-        train_step(first, batch, dict.fromkeys(PAIRS, 1.0), 1e-3)
+        train_step(first, batch, Objective(ObjectiveConfig()), 1e-3)
     saved = first.state(2)
     second.load(saved, 2)
     again = second.state(2)
     assert saved.keys() == again.keys()
     assert all(torch.equal(saved[name], again[name]) for name in saved)
     assert any(tensor.any() for name, tensor in saved.items() if name.startswith("exp_avg_sq/"))
-    train_step(first, batch, dict.fromkeys(PAIRS, 1.0), 1e-3)
+    train_step(first, batch, Objective(ObjectiveConfig()), 1e-3)
     assert all(torch.equal(saved[name], again[name]) for name in saved), "a state is a copy"
 
 
@@ -187,7 +193,7 @@ def test_the_norm_is_clipped_only_where_that_is_asked_for():
     norms, moments = [], []
     for clip_norm in (0.5, 0.0):
         engine = plain(clip_norm=clip_norm, beta1=0.5)
-        norms.append(train_step(engine, batch, dict.fromkeys(PAIRS, 1.0), 0.0)["grad_norm"].item())
+        norms.append(train_step(engine, batch, Objective(ObjectiveConfig()), 0.0)["grad_norm"].item())
         state = engine.state(1)
         moments.append(2 * sum(t.square().sum() for name, t in state.items() if name.startswith("exp_avg/")).sqrt())
     assert norms[0] == norms[1] > 0.5

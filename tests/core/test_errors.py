@@ -61,7 +61,26 @@ def test_errors_carry_their_facts():
 @pytest.mark.parametrize(
     ("package", "names"),
     [
-        ("mmcl.losses", {"HardNegatives", "info_nce"}),
+        (
+            "mmcl.losses",
+            {
+                "Estimates",
+                "HardNegatives",
+                "Positives",
+                "dcl",
+                "global_contrast",
+                "hn_nce",
+                "individual_contrast",
+                "info_nce",
+                "mix",
+                "mixup",
+                "modular",
+                "multi_positive",
+                "mv_dhel",
+                "mv_info_nce",
+                "sigmoid",
+            },
+        ),
         ("mmcl.towers", {"AudioConfig", "AudioTower", "ImageTower", "TextTower"}),
     ],
 )

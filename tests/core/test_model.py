@@ -24,10 +24,10 @@ from mmcl.model import (
     open_clip_state,
     split_outputs,
 )
+from mmcl.objective import InfoNCEConfig, Objective, ObjectiveConfig
 from mmcl.optim import OptimConfig
 from mmcl.testing import fake_batch, tiny_config, tiny_model
 from mmcl.towers import AudioConfig, AudioTower
-from mmcl.objective import InfoNCEConfig, Objective, ObjectiveConfig
 from mmcl.train import train_step
 from mmcl.types import MODALITIES, PAIRS
 
@@ -71,7 +71,7 @@ def test_a_row_is_embedded_alike_whatever_else_the_batch_holds():
 
 
 class Gradients(PlainEngine):
-    def step(self, lr):
+    def step(self, lr, *, watch=False):
         self.without = parameters_without_gradient(self.model)
         self.zero = [name for name, p in self.model.named_parameters() if p.grad is not None and not p.grad.any()]
         return torch.zeros(())
@@ -221,7 +221,7 @@ def test_a_run_can_start_from_the_weights_of_open_clip_and_only_from_weights_tha
     load_open_clip(model, tmp_path / "open_clip_model.safetensors")
     short = {name: tensor for name, tensor in other.state_dict().items() if name != "ln_final.weight"}
     save_file(short, tmp_path / "short.safetensors")
-    with pytest.raises(ConfigError, match=r"1 tensors do not fit .* towers\.text\.text\.ln_final\.weight"):
+    with pytest.raises(ConfigError, match=r"1 tensors do not fit .*, first towers\.text\.text\.ln_final\.weight"):
         load_open_clip(model, tmp_path / "short.safetensors")
     (tmp_path / "weights.pt").write_bytes(b"\x80\x04.")
     for nothing in ("weights.pt", "absent"):
@@ -242,15 +242,32 @@ def test_a_run_can_start_from_the_weights_of_open_clip_and_only_from_weights_tha
 def test_a_clip_config_that_would_train_something_else_than_it_says_is_refused(where, field, value):
     clip = json.loads(json.dumps(TINY))
     (clip[where] if where else clip)[field] = value
-    with pytest.raises(ConfigError, match=f"{field}.* is not supported yet"):
+    with pytest.raises(ConfigError, match=f"{field}.* is not supported"):
         ThreeTowers(tiny_config(clip=clip))
 
 
-def test_a_logit_bias_has_no_place():
-    with pytest.raises(ConfigError, match="logit_bias"):
-        from_open_clip_state(
-            {**open_clip_state(tiny_model().state_dict(), tiny_config()), "logit_bias": torch.zeros(())}
-        )
+def test_logit_biases_start_where_the_config_says_and_go_to_open_clip_and_back(tmp_path):
+    model = tiny_model(init_bias=-10.0)
+    outputs = model(fake_batch(tiny_config(), ALL).values)
+    _, learned = split_outputs(outputs, fake_batch(tiny_config(), ALL))
+    assert {pair: bias.item() for pair, bias in learned.biases.items()} == dict.fromkeys(PAIRS, -10.0)
+    with torch.no_grad():
+        model.biases["image_text"].fill_(-7.0)
+    other = theirs(TINY | {"init_logit_bias": -1.0})
+    state = open_clip_state(model.state_dict(), model.config)
+    other.load_state_dict(state, strict=True)
+    assert other.logit_bias.item() == -7
+    save_file(other.state_dict(), tmp_path / "open_clip_model.safetensors")
+    again = tiny_model(init_bias=-10.0)
+    load_open_clip(again, tmp_path)
+    assert again.biases["image_text"].item() == -7 and again.biases["audio_text"].item() == -10
+    with pytest.raises(ConfigError, match=r"model\.init_bias, first biases\.image_text"):
+        load_open_clip(tiny_model(), tmp_path)
+
+
+def test_a_model_without_biases_has_none():
+    outputs = tiny_model()(fake_batch(tiny_config(), ALL).values)
+    assert not split_outputs(outputs, fake_batch(tiny_config(), ALL))[1].biases
 
 
 @pytest.mark.slow

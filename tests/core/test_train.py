@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from rank_cases import CPU, OPTIM, PoisonedStream, stop_on_rank_1
+from rank_cases import CPU, OPTIM, PoisonedStream, stop_on_rank_1, with_and_without_compiling
 
 from mmcl.checkpoint import DirectoryCheckpoints
 from mmcl.dist import ONE_PROCESS
@@ -112,6 +112,13 @@ def test_what_a_killed_run_wrote_after_its_last_checkpoint_is_written_again(tmp_
     assert len((tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()) == 9
     run(tmp_path / "killed", TWELVE)
     assert without_times(tmp_path / "whole" / "metrics.jsonl") == without_times(tmp_path / "killed" / "metrics.jsonl")
+
+
+@pytest.mark.slow
+def test_compiled_towers_train_like_others():
+    ((whole, compiled),) = run_ranks(1, with_and_without_compiling)  # the checks of shapes here cannot be compiled
+    for found, expected in zip(compiled, whole, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path):
