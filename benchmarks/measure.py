@@ -1,16 +1,29 @@
-"""What the benchmarks share: taking turns, ratios, a table, and the JSON that `make bench` collects."""
+"""What the benchmarks share: taking turns, fresh processes, time, memory, bytes sent, and the JSON of `make bench`."""
 
 import argparse
+import ctypes
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmcl.dist import ONE_PROCESS, connect, disconnect, free_port
+
+T = TypeVar("T")
 Seconds = Mapping[str, list[float]]
 """By contestant, one figure for each round."""
+
+M_MMAP_THRESHOLD = -3
+"""Of glibc's malloc.h."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,19 +40,108 @@ class Result:
         return self.value <= self.target if self.better == "lower" else self.value >= self.target
 
 
-def alternate(contestants: Mapping[str, Callable[[], Any]], rounds: int) -> Seconds:
-    """Time the contestants in turn, `rounds` times after one round that does not count.
-
-    Whatever else the machine does meanwhile falls on all of them alike.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(rounds + 1):
+def take_turns(contestants: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """What each gave in each round. Whatever else the machine does meanwhile falls on all of them alike."""
+    results: dict[str, list[T]] = {name: [] for name in contestants}
+    for _ in range(rounds):
         for name, run in contestants.items():
-            began = time.perf_counter()
-            run()
-            if number:
-                seconds[name].append(time.perf_counter() - began)
-    return seconds
+            results[name].append(run())
+    return results
+
+
+def alternate(contestants: Mapping[str, Callable[[], Any]], rounds: int) -> Seconds:
+    """Time the contestants in turn, `rounds` times after one round that does not count."""
+    timed = {name: partial(seconds_of, run) for name, run in contestants.items()}
+    return {name: times[1:] for name, times in take_turns(timed, rounds + 1).items()}
+
+
+def seconds_of(run: Callable[[], Any]) -> float:
+    """How long it took."""
+    began = time.perf_counter()
+    run()
+    return time.perf_counter() - began
+
+
+def in_fresh_processes(world: int, function: Callable[..., T], *args: Any) -> list[T]:
+    """What `function(shard, *args)` returned on each of `world` new gloo processes, in rank order.
+
+    They are forked off a server that has imported modules and computed nothing, which saves importing them each time.
+    """
+    context, port = get_context("forkserver"), free_port()
+    context.set_forkserver_preload(["mmcl.losses", "open_clip.loss"])
+    with ProcessPoolExecutor(world, mp_context=context) as processes:
+        ranks = [processes.submit(_as_rank, rank, world, port, function, args) for rank in range(world)]
+        return [rank.result() for rank in ranks]
+
+
+def _as_rank(rank: int, world: int, port: int, function: Callable[..., T], args: tuple[Any, ...]) -> T:
+    shard = connect(rank, world, "127.0.0.1", port, timeout_s=120) if world > 1 else ONE_PROCESS
+    try:
+        return function(shard, *args)
+    finally:
+        disconnect()
+
+
+def peak_memory(run: Callable[[], Any]) -> int:
+    """By how many bytes the resident memory of this process rose while `run` ran, at most; one page at least. Linux.
+
+    From now on blocks of a megabyte have pages of their own, which are gone as soon as they are freed, so that what is
+    kept for later use does not count. That costs time: measure it in another process.
+    """
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_THRESHOLD, 2**20)
+    libc.malloc_trim(0)  # else `run` gets what was freed before and not given back
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    before = _resident("VmRSS")
+    run()
+    return max(4096, _resident("VmHWM") - before)
+
+
+def _resident(field: str) -> int:
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status[field].split()[0]) * 1024
+
+
+class Sent(TorchDispatchMode):
+    """Counts the bytes that this rank must send for the collectives within, whoever calls them.
+
+    That is what the best algorithm sends on a ring, on any backend: of W ranks, (W - 1) / W of what is gathered,
+    scattered or exchanged, twice that for an all-reduce, and all of a message to one rank.
+    """
+
+    PAYLOADS: Mapping[str, tuple[int, int] | None] = {
+        "allgather_": (0, 1),
+        "_allgather_base_": (0, 1),
+        "reduce_scatter_": (1, 1),
+        "_reduce_scatter_base_": (1, 1),
+        "alltoall_": (1, 1),
+        "alltoall_base_": (1, 1),
+        "scatter_": (1, 1),  # only its root has any
+        "allreduce_": (0, 2),
+        "recv_": None,
+        "barrier": None,
+    }
+    """By operator, which argument holds what travels, and how often."""
+
+    def __init__(self, world: int) -> None:
+        super().__init__()
+        self.world, self.bytes = world, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "c10d" in func.namespace:
+            self.bytes += self._cost(func.name().split("::")[1], args)
+        return func(*args, **(kwargs or {}))
+
+    def _cost(self, operator: str, args: Sequence[Any]) -> int:
+        if operator == "send":
+            return _size(args[0])
+        assert operator in self.PAYLOADS, f"say in PAYLOADS what {operator} sends"
+        payload = self.PAYLOADS[operator]
+        return 0 if payload is None else _size(args[payload[0]]) * payload[1] * (self.world - 1) // self.world
+
+
+def _size(tensors: Tensor | Sequence[Any]) -> int:
+    return tensors.nbytes if isinstance(tensors, Tensor) else sum(map(_size, tensors))
 
 
 def ratio(seconds: Seconds, over: str, under: str) -> float:
@@ -56,11 +158,11 @@ def table(seconds: Seconds, floor: str, units: float, unit: str) -> str:
     return "\n".join(lines)
 
 
-def parser(doc: str | None) -> argparse.ArgumentParser:
+def parser(doc: str | None, rounds: int = 9) -> argparse.ArgumentParser:
     """The arguments that every benchmark has."""
     made = argparse.ArgumentParser(description=(doc or "").splitlines()[0])
     made.add_argument("--json", type=Path, help="write the figures to this file")
-    made.add_argument("--rounds", type=int, default=9, help="timed rounds (default: 9)")
+    made.add_argument("--rounds", type=int, default=rounds, help=f"timed rounds (default: {rounds})")
     return made
 
 

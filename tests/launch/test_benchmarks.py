@@ -7,11 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mmcl.dist import ONE_PROCESS, Shard
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TINY = {
     "data": ["--samples", "16", "--batch-size", "8"],
-    "loss": ["--rows", "32", "--dim", "8"],
+    "loss": ["--rows", "32", "--dim", "8", "--memory-rows", "512", "2048", "8192"],
 }
 """Arguments that make a benchmark quick."""
 
@@ -66,3 +71,113 @@ def test_a_round_in_which_the_machine_was_busy_does_not_change_the_ratio(measure
 )
 def test_a_target_is_met_on_its_own_side_only(measure, value, better, met):
     assert measure.Result(value=value, target=1.0, better=better).met is met
+
+
+ROWS = 1 << 10
+WHOLE = 2 * 4 * ROWS
+"""Bytes of all rows of two ranks, one fp32 number each."""
+
+
+def exchange(own: Tensor, whole: Tensor, rank: int) -> None:
+    ends = dist.P2POp(dist.isend, own, 1 - rank), dist.P2POp(dist.irecv, whole[:ROWS], 1 - rank)
+    for request in dist.batch_isend_irecv(list(ends)):
+        request.wait()
+
+
+CALLS = {
+    "all_gather": (lambda own, whole, _: dist.all_gather(list(whole.split(ROWS)), own), WHOLE / 2),
+    "all_gather_into_tensor": (lambda own, whole, _: dist.all_gather_into_tensor(whole, own), WHOLE / 2),
+    "reduce_scatter": (lambda own, whole, _: dist.reduce_scatter(own, list(whole.split(ROWS))), WHOLE / 2),
+    "reduce_scatter_tensor": (lambda own, whole, _: dist.reduce_scatter_tensor(own, whole), WHOLE / 2),
+    "all_to_all": (lambda _, w, rank: dist.all_to_all(list(w.clone().split(ROWS)), list(w.split(ROWS))), WHOLE / 2),
+    "all_to_all_single": (lambda _, whole, rank: dist.all_to_all_single(whole.clone(), whole), WHOLE / 2),
+    "all_reduce": (lambda _, whole, rank: dist.all_reduce(whole), WHOLE),
+    "send and receive": (exchange, WHOLE / 2),
+    "barrier": (lambda *_: dist.barrier(), 0),
+    "scatter": (lambda own, w, rank: dist.scatter(own, list(w.split(ROWS)) if rank == 0 else None), [WHOLE / 2, 0]),
+}
+"""By name, a call and what each of two ranks must send for it."""
+
+
+def sent(shard: Shard, name: str) -> int:
+    from measure import Sent
+
+    call = CALLS[name][0] if name in CALLS else (lambda own, *_: dist.broadcast(own, 0))
+    with Sent(shard.world) as counted:
+        call(torch.zeros(ROWS), torch.zeros(2 * ROWS), shard.rank)
+    return counted.bytes
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_bytes_are_counted_as_the_best_algorithm_on_a_ring_sends_them(measure, name):
+    expected = CALLS[name][1]
+    assert measure.in_fresh_processes(2, sent, name) == (expected if isinstance(expected, list) else [expected] * 2)
+
+
+def test_a_collective_whose_cost_is_not_known_is_no_free_one(measure):
+    with pytest.raises(AssertionError, match="broadcast"):
+        measure.in_fresh_processes(2, sent, "broadcast")
+
+
+def sent_by_clip_loss(shard: Shard) -> int:
+    from loss import CLIP_LOSS, Setting, weigh_one
+
+    return weigh_one(shard, CLIP_LOSS, Setting(rows=64, dim=8, scale=10.0, threads=1, world=2)).sent
+
+
+def test_what_clip_loss_sends_is_both_sides_there_and_their_gradients_back(measure):
+    assert measure.in_fresh_processes(2, sent_by_clip_loss) == [4 * (64 * 8 * 4) / 2] * 2
+
+
+def peak_of_tensors(_: Shard) -> int:
+    from measure import peak_memory
+
+    torch.ones(1 << 24).sum()  # 64 MiB that the process has already given back
+    kept: list[Tensor] = []
+
+    def run() -> None:
+        kept.append(torch.ones(1 << 22))  # 16 MiB
+        for _ in range(3):
+            torch.ones(1 << 23)  # 32 MiB, one after another
+
+    return peak_memory(run)
+
+
+def test_peak_memory_is_what_lives_at_one_moment(measure):
+    (peak,) = measure.in_fresh_processes(1, peak_of_tensors)
+    assert 47 << 20 < peak < 52 << 20
+
+
+def processes(_: Shard) -> int:
+    import os
+
+    return os.getpid()
+
+
+def test_each_measurement_has_processes_of_its_own(measure):
+    ids = [measure.in_fresh_processes(2, processes) for _ in range(2)]
+    assert len({*ids[0], *ids[1]}) == 4
+
+
+@pytest.fixture
+def loss(measure):
+    import loss
+
+    return loss
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_contestant_that_computes_another_loss_is_not_timed(loss, monkeypatch, bf16):
+    setting = loss.Setting(rows=64, dim=8, scale=10.0, threads=1, bf16=bf16)
+    names = [loss.OURS, loss.CLIP_LOSS]
+    loss.check_agreement(ONE_PROCESS, names, setting)
+    monkeypatch.setitem(loss.LOSSES, loss.CLIP_LOSS, lambda inputs, shard: 1.1 * loss.ours(inputs, shard))
+    with pytest.raises(AssertionError, match="ClipLoss and mmcl info_nce: output 0 is"):
+        loss.check_agreement(ONE_PROCESS, names, setting)
+
+
+def test_the_floor_multiplies_the_rows_of_a_rank_by_all_columns(loss):
+    setting = loss.Setting(rows=6, dim=2, scale=10.0, threads=1)
+    to_x, to_y = loss.four_products(torch.ones(3, 2), setting)()
+    assert to_x.shape == (3, 2)
+    assert to_y.shape == (6, 2)
