@@ -26,16 +26,28 @@ class Shard:
 
     def counts(self, n: int, device: torch.device) -> list[int]:
         """How many rows each rank holds, given that this one holds `n`. Collective."""
+        return [count for (count,) in self._told([n], device)]
+
+    def _told(self, numbers: Sequence[int], device: torch.device) -> list[list[int]]:
+        """What each rank says. Collective."""
         if self.world == 1:
-            return [n]
-        own = torch.tensor([n], device=device)
-        counts = [torch.empty_like(own) for _ in range(self.world)]
-        dist.all_gather(counts, own)
-        return [int(count) for count in torch.cat(counts).tolist()]
+            return [list(numbers)]
+        own = torch.tensor(numbers, device=device)
+        every = [torch.empty_like(own) for _ in range(self.world)]
+        dist.all_gather(every, own)
+        return torch.stack(every).tolist()
 
     def gather(self, x: Float[Tensor, "n d"]) -> "Gathered":
-        """Rows of all ranks in rank order, differentiable. Collective, backward too."""
-        counts = self.counts(len(x), x.device)
+        """Rows of all ranks in rank order, differentiable. Collective, backward too.
+
+        If those of any rank have a gradient, all ranks take part in the backward pass: also one that has no rows and
+        gives a tensor without a graph.
+        """
+        wanted = x.requires_grad and torch.is_grad_enabled()
+        told = self._told([len(x), wanted], x.device)
+        if not wanted and any(graph for _, graph in told):
+            x = x.detach().requires_grad_()
+        counts = [count for count, _ in told]
         values = x if self.world == 1 else _Gather.apply(x, counts, self.rank)
         return Gathered(values, tuple(counts), self)  # pyright: ignore[reportArgumentType]
 

@@ -63,8 +63,8 @@ def check_chunks(model: nn.Module, chunks: int) -> None:
         if isinstance(module, _NormBase) and _depends_on_chunk(module):
             raise ConfigError(
                 f"train.accumulate={chunks}: {name} ({type(module).__name__}) takes statistics from the rows that it "
-                "sees at once, a chunk and not the batch, and twice a step; freeze it, that is, set it to eval mode "
-                "with the statistics it has, choose a tower without it, or train.accumulate=1"
+                "sees at once, a chunk and not the batch, and twice a step; choose a tower without it or "
+                "train.accumulate=1, or freeze it, that is, set it to eval mode with the statistics it has"
             )
 
 

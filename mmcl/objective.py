@@ -14,6 +14,7 @@ from torch import Tensor
 from mmcl.dist import Gathered, Shard
 from mmcl.errors import CheckpointError, ConfigError
 from mmcl.losses import HardNegatives
+from mmcl.losses.infonce import check_targets
 from mmcl.terms import (
     DCLConfig,
     GlobalContrastConfig,
@@ -72,6 +73,7 @@ class ObjectiveConfig:
             raise ConfigError(f"objective: no term has a positive weight; expected one for some of {list(PAIRS)}")
         if unknown := set(self.false_negatives) - set(ID_KINDS):
             raise ConfigError(f"objective.false_negatives={sorted(unknown)}: expected some of {list(ID_KINDS)}")
+        check_targets(0.0, taught=self.info_nce.soft_targets, masked=bool(self.false_negatives))
         if self.false_negatives and (unmasked := [name for name, term in active.items() if not term.masks]):
             raise ConfigError(
                 f"objective.false_negatives={self.false_negatives} has no meaning for {unmasked}: leave one of them out"
@@ -139,7 +141,8 @@ class Objective:
             learned: scales and biases of the model.
             ids: of this rank's rows, a column for each of ID_KINDS.
             shard: this rank.
-            negatives: hard negatives of this rank's rows, where the data has some.
+            negatives: hard negatives of this rank's rows, where the data has some; every rank gives the same
+                modalities, if only with no rows.
         """
         self.step += 1
         found: dict[str, tuple[float, Tensor]] = {}
@@ -166,7 +169,6 @@ class Objective:
         own = rows[first][x_has]
         kinds = [ID_KINDS.index(kind) for kind in self.config.false_negatives]
         return Sides(
-            pair=pair,
             x=values[first][x_has],
             keys=gathers.keys(second, y_has),
             scale=learned.scales[pair],

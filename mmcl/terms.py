@@ -29,6 +29,9 @@ from mmcl.losses import (
     mv_info_nce,
     sigmoid,
 )
+from mmcl.losses.dcl import check_sigma
+from mmcl.losses.hn_nce import check_hardness
+from mmcl.losses.infonce import check_targets
 from mmcl.tables import SampleTable
 from mmcl.types import ID_KINDS, PAIRS, Embeddings, IdKind, Pair
 
@@ -40,7 +43,6 @@ Method = Literal["sogclr", "isogclr", "fastclip_v0", "fastclip_v1", "fastclip_v2
 class Sides:
     """One pair of modalities on this rank: what a term sees."""
 
-    pair: Pair
     x: Float[Tensor, "n d"]
     keys: Gathered
     """The second side on all ranks."""
@@ -89,6 +91,9 @@ class InfoNCEConfig(PairTerm):
     soft_targets: bool = False
     """CWCL: columns are targets of the first side by how near they are to it there; meant for a frozen first tower."""
 
+    def __post_init__(self) -> None:
+        check_targets(self.smoothing, taught=self.soft_targets, masked=False)
+
     def loss(self, side: Sides) -> Float[Tensor, ""]:
         return info_nce(
             side.x,
@@ -109,6 +114,9 @@ class DCLConfig(PairTerm):
     sigma: float = 0.0
     """0 is DCL; above it DCLW, where far pairs pull more (the paper takes 0.5)."""
 
+    def __post_init__(self) -> None:
+        check_sigma(self.sigma)
+
     def loss(self, side: Sides) -> Float[Tensor, ""]:
         return dcl(
             side.x, side.keys, side.scale, side.shard, sigma=self.sigma, same=side.same, negatives=side.negatives
@@ -123,6 +131,9 @@ class HNNCEConfig(PairTerm):
     """How much a row's own column counts in its denominator, from 0 to 1."""
     beta: float = 0.25
     """How much more harder negatives count; 0 is all alike."""
+
+    def __post_init__(self) -> None:
+        check_hardness(self.alpha, self.beta)
 
     def loss(self, side: Sides) -> Float[Tensor, ""]:
         more = {"same": side.same, "negatives": side.negatives}
@@ -173,8 +184,8 @@ class MixupConfig(PairTerm):
 
     def loss(self, side: Sides) -> Float[Tensor, ""]:
         n, device = len(side.x), side.x.device
-        alpha = torch.full((n,), self.alpha, device=device)
-        share = torch.distributions.Beta(alpha, alpha).sample()
+        alpha = torch.tensor(self.alpha, device=device)
+        share = torch.distributions.Beta(alpha, alpha).sample((n,))
         share = torch.where(torch.rand(n, device=device) < self.rows, share, 1.0)
         other = torch.randperm(n, device=device)
         mixed = mix(side.x, share, other)
@@ -196,7 +207,8 @@ class GlobalContrastConfig(PairTerm):
     eps: float = 1e-14
     """Added to an estimate; larger ones (1e-6 with hundreds of millions of samples) steady it."""
     tau_lr: float = 0.01
-    """Rate of the temperatures that each sample has of its own (isogclr, fastclip_v2), from 1 / model.init_scale on."""
+    """Rate of the temperatures that each sample has of its own (isogclr, fastclip_v2). They start at 1 / scale of the
+    pair, as it is when a sample is first seen."""
     tau_range: tuple[float, float] = (0.01, 1.0)
     """Where those stay."""
 

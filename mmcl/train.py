@@ -46,7 +46,8 @@ class TrainConfig:
     """Steps between two lines of metrics; losses are checked for NaN when they are logged."""
     monitor_every: int = 0
     """Steps between two lines that also have `monitor/` metrics (alignment, uniformity, modality gap, in-batch R@1,
-    hard negatives above the positive, norms by tower), a multiple of `log_every`; 0 is never."""
+    hard negatives above the positive where there are any, norms of gradients and updates by tower), a multiple of
+    `log_every`; 0 is never."""
     save_every: int = 1000
     """Steps between two checkpoints, a multiple of `log_every`."""
     eval_every: int = 0

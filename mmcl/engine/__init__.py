@@ -63,8 +63,9 @@ class Engine(Protocol):
     def monitors(self) -> dict[str, Tensor]:
         """What the last step showed, if it was watched: scalars on the device, the same on every rank.
 
-        `grad_norm_PART` before clipping, where a part is `image`, `text`, `audio`, or `scales` for all the rest; under
-        StableAdamW `update_rms_PART`, the largest of any tensor, above 1 where the rate was held back.
+        `grad_norm_PART` before clipping, where a part is `image`, `text`, `audio`, or `scales` for all the rest;
+        `update_rms_PART`, the largest of any tensor: how much its gradient outgrew its second moment, where
+        StableAdamW holds the rate back above 1.
         """
         ...
 

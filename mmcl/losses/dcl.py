@@ -54,8 +54,7 @@ def dcl(
     Raises:
         ConfigError: `sigma` below 0.
     """
-    if sigma < 0:
-        raise ConfigError(f"sigma={sigma}: expected 0 for DCL, or more for DCLW (the paper takes 0.5)")
+    check_sigma(sigma)
     x, scale = exact(x, scale)
     keys = as_keys(y, shard)
     queries = scale * x
@@ -66,6 +65,12 @@ def dcl(
     sides = torch.stack(log_sum_exp_of_others(queries, keys, same, negatives))
     losses = torch.where(sides > -torch.inf, sides - own, 0.0).sum(0)
     return share(losses, keys.counts, shard) / 2
+
+
+def check_sigma(sigma: float) -> None:
+    """Raise `ConfigError` for a sigma that cannot be."""
+    if not sigma >= 0:
+        raise ConfigError(f"sigma={sigma}: expected 0 for DCL, or more for DCLW (the paper takes 0.5)")
 
 
 def _weights(logits: Float[Tensor, " n"], total: int, shard: Shard) -> Float[Tensor, " n"]:

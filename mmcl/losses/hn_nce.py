@@ -71,10 +71,7 @@ def hn_nce(
     Raises:
         ConfigError: `alpha` outside [0, 1] or `beta` below 0.
     """
-    if not 0 <= alpha <= 1:
-        raise ConfigError(f"alpha={alpha}: expected the share of a row's own column, 0 <= alpha <= 1")
-    if beta < 0:
-        raise ConfigError(f"beta={beta}: expected 0 or more, since below 0 easy negatives would count most")
+    check_hardness(alpha, beta)
     x, scale = exact(x, scale)
     keys = as_keys(y, shard)
     queries = scale * x
@@ -89,6 +86,14 @@ def hn_nce(
         ]
     losses = torch.stack([_losses(own, side, alpha) for side in sides]).sum(0)
     return share(losses, keys.counts, shard) / 2
+
+
+def check_hardness(alpha: float, beta: float) -> None:
+    """Raise `ConfigError` for weights that cannot be."""
+    if not 0 <= alpha <= 1:
+        raise ConfigError(f"alpha={alpha}: expected the share of a row's own column, 0 <= alpha <= 1")
+    if not beta >= 0:
+        raise ConfigError(f"beta={beta}: expected 0 or more, since below 0 easy negatives would count most")
 
 
 def _losses(own: Float[Tensor, " n"], others: Float[Tensor, " n"], alpha: float) -> Float[Tensor, " n"]:

@@ -17,11 +17,12 @@ from mmcl.losses.rows import (
     as_keys,
     dot,
     exact,
+    log_sum_exp_with,
     relative,
     share,
     sum_with_negatives,
 )
-from mmcl.losses.tiles import Skip, log_sum_exp, means
+from mmcl.losses.tiles import Skip, means
 
 
 def info_nce(  # noqa: PLR0913 (what composes, each by name)
@@ -61,25 +62,47 @@ def info_nce(  # noqa: PLR0913 (what composes, each by name)
     Raises:
         ConfigError: `smoothing` outside [0, 1), or `teacher` together with `same` or `smoothing`, which contradict it.
     """
-    if not 0 <= smoothing < 1:
-        raise ConfigError(f"smoothing={smoothing}: expected a share of the target, 0 <= smoothing < 1")
-    if teacher is not None and (same is not None or smoothing):
-        raise ConfigError(
-            "teacher gives every column its target, so it cannot go with same or smoothing: leave those out"
-        )
+    check_targets(smoothing, taught=teacher is not None, masked=same is not None)
     x, scale = exact(x, scale)
-    keys, skip = as_keys(y, shard), Skip(same=same)
+    keys = as_keys(y, shard)
     queries = scale * x
     own = dot(queries, keys.values[keys.own])
-    rows, columns = log_sum_exp(queries, keys, skip)
+    rows, columns = log_sum_exp_with(own, queries, keys, same)
     of_row = of_column = own
     if smoothing:
-        of_row, of_column = (torch.lerp(own, mean, smoothing) for mean in means(queries, keys, skip))
+        of_row, of_column = (torch.lerp(own, mean, smoothing) for mean in _means(queries, keys, same))
     if teacher is not None:
         of_row = _taught(queries, keys, teacher, shard)
     counted = torch.ones_like(rows) if weights is None else relative(weights, keys.counts, shard)
     total = (counted * (columns - of_row - of_column)).sum()
     return share(total + sum_with_negatives(rows, counted, queries, negatives, shard), keys.counts, shard) / 2
+
+
+def check_targets(smoothing: float, *, taught: bool, masked: bool) -> None:
+    """Raise `ConfigError` for targets that cannot be, or contradict each other."""
+    if not 0 <= smoothing < 1:
+        raise ConfigError(f"smoothing={smoothing}: expected a share of the target, 0 <= smoothing < 1")
+    if taught and (masked or smoothing):
+        raise ConfigError(
+            "soft targets (teacher) give every column its target, so they cannot go with false negatives (same) or "
+            "smoothing: leave those out"
+        )
+
+
+def _means(
+    queries: Float[Tensor, "n d"], keys: Gathered, same: Int[Tensor, "n k"] | None
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Mean logit of each row and each column over what counts there. Collective, backward too.
+
+    Where everything counts the mean of products is the product with the mean, and costs next to nothing.
+    """
+    if same is not None:
+        return means(queries, keys, Skip(same=same))
+    n = max(1, sum(keys.counts))
+    return (
+        dot(queries, keys.values.sum(0, keepdim=True) / n),
+        dot(keys.values[keys.own], keys.shard.sum(queries.sum(0, keepdim=True)) / n),
+    )
 
 
 def _taught(

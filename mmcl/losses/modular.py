@@ -29,10 +29,11 @@ from mmcl.losses.rows import (
     exact,
     log_add,
     log_sum_exp_by_row,
+    log_sum_exp_with,
     share,
     sum_with_negatives,
 )
-from mmcl.losses.tiles import log_sum_exp, log_sum_exp_of_rows
+from mmcl.losses.tiles import log_sum_exp_of_rows
 
 
 def modular(
@@ -65,7 +66,7 @@ def modular(
     keys = as_keys(y, shard)
     queries = scale * x
     own, owned = dot(queries, keys.values[keys.own]), dot(queries[positives.rows], captions)
-    rows, columns = log_sum_exp(queries, keys)
+    rows, columns = log_sum_exp_with(own, queries, keys)
     rows = log_add(rows, log_sum_exp_by_row(owned, positives.rows, len(x)))
     pulls = own.index_add(0, positives.rows, owned)
     number = torch.ones_like(own).index_add(0, positives.rows, torch.ones_like(owned))

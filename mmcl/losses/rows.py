@@ -44,7 +44,7 @@ def as_keys(y: Float[Tensor, "n d"] | Gathered, shard: Shard) -> Gathered:
     return y if isinstance(y, Gathered) else shard.gather(*exact(y))
 
 
-def dot(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+def dot(a: Float[Tensor, "n d"], b: Float[Tensor, "#n d"]) -> Float[Tensor, " n"]:
     """Row by row."""
     return (a * b).sum(-1)
 
@@ -74,6 +74,18 @@ def log_sum_exp_of_negatives(
     if negatives.seen_by == "all":
         return log_sum_exp_of_rows(queries, shard.gather(values))
     return log_sum_exp_by_row(dot(queries[negatives.rows], values), negatives.rows, len(queries))
+
+
+def log_sum_exp_with(
+    own: Float[Tensor, " n"], queries: Float[Tensor, "n d"], keys: Gathered, same: Int[Tensor, "n k"] | None = None
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """By row and by column over the own logit and all that are wrong. Collective, backward too.
+
+    The own one is given, because what it is subtracted from must hold the same number: the walk may be in bf16, and
+    once a row has learnt its pair the two are all that is left of its loss.
+    """
+    rows, columns = log_sum_exp(queries, keys, Skip(own=True, same=same))
+    return log_add(own, rows), log_add(own, columns)
 
 
 def sum_with_negatives(
@@ -130,6 +142,7 @@ def share(losses: Float[Tensor, " *n"], counts: tuple[int, ...], shard: Shard) -
 
 
 def relative(weights: Float[Tensor, " n"], counts: tuple[int, ...], shard: Shard) -> Float[Tensor, " n"]:
-    """Weights whose mean over the global batch is 1. Collective."""
+    """Weights whose mean over the global batch is 1, or all 0. Collective."""
     (weights,) = exact(weights.detach())
-    return weights * (sum(counts) / shard.sum(weights.sum()).clamp(min=torch.finfo(weights.dtype).tiny))
+    total = shard.sum(weights.sum())
+    return weights * (sum(counts) / torch.where(total > 0, total, torch.inf))

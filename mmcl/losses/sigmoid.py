@@ -48,8 +48,8 @@ def sigmoid(
     x, scale, bias = exact(x, scale, bias)
     keys = as_keys(y, shard)
     queries = scale * x
-    # log(1 + exp(-l)) = log(1 + exp(l)) - l, so that the own column is like any other but for its pull
-    total = sum_of_softplus(queries, keys, bias, Skip(same=same)) - (dot(queries, keys.values[keys.own]) + bias).sum()
+    own = softplus(-dot(queries, keys.values[keys.own]) - bias).sum()
+    total = own + sum_of_softplus(queries, keys, bias, Skip(own=True, same=same))
     if negatives is not None:
         total = total + _of_negatives(queries, bias, negatives, shard)
     return share(total, keys.counts, shard)

@@ -237,13 +237,13 @@ def _gradients(ctx: Any, q: Tensor, y: Tensor, dtype: torch.dtype) -> tuple[Tens
     )
 
 
-def _statistics(walk: _Walk, shift: float | None) -> tuple[Tensor, Tensor]:
+def _statistics(walk: _Walk, shift: float | None) -> tuple[Tensor, ...]:
     """Log-sum-exp of this rank's block by row and by column.
 
     One power of two serves both, less a `shift` in bits common to all, which loses a row whose largest logit lies far
     below it. With None each sum has a maximum of its own, at the cost of two exponentials.
     """
-    start = -torch.inf if shift is None else 0.0
+    start, of_columns = -torch.inf if shift is None else 0.0, walk.terms.columns
     rows, columns = (side.new_full((len(side),), start, dtype=walk.dtype) for side in (walk.q, walk.y))
     for r, c, logits, skipped in walk:
         if shift is None:
@@ -251,12 +251,15 @@ def _statistics(walk: _Walk, shift: float | None) -> tuple[Tensor, Tensor]:
             if skipped is not None:
                 logits.masked_fill_(skipped, -torch.inf)
             rows[r] = torch.logaddexp(rows[r], logits.logsumexp(1))
-            columns[c] = torch.logaddexp(columns[c], logits.logsumexp(0))
+            if of_columns:
+                columns[c] = torch.logaddexp(columns[c], logits.logsumexp(0))
         else:
             powers = _power(logits, shift, skipped)
             rows[r] += powers.sum(1)
-            columns[c] += powers.sum(0)
-    return (rows, columns) if shift is None else (rows.log_().add_(shift * LN2), columns.log_().add_(shift * LN2))
+            if of_columns:
+                columns[c] += powers.sum(0)
+    found = (rows, columns) if of_columns else (rows,)
+    return found if shift is None else tuple(side.log_().add_(shift * LN2) for side in found)
 
 
 class _LogSumExp(torch.autograd.Function):
@@ -265,15 +268,14 @@ class _LogSumExp(torch.autograd.Function):
         walk = _Walk(q, y, terms, _product_dtype(q, y))
         with torch.autocast(q.device.type, enabled=False):
             shift: float | None = max(0.0, walk.bound() - SAFE)
-            rows, columns = _statistics(walk, shift)
-            if shift and min(float(side.min()) for side in (rows, columns)) < (shift - SAFE) * LN2:
+            found = _statistics(walk, shift)
+            if shift and min(float(side.min()) for side in found) < (shift - SAFE) * LN2:
                 shift = None
-                rows, columns = _statistics(walk, shift)
-            if terms.columns:
-                columns = terms.shard.log_sum_exp(columns)
+                found = _statistics(walk, shift)
+            rows, columns = found[0], terms.shard.log_sum_exp(found[1]) if terms.columns else None
         ctx.save_for_backward(q, y, rows, columns)
         ctx.terms, ctx.shift, ctx.product_dtype = terms, shift, walk.product_dtype
-        return rows.clone(), columns[terms.own].clone() if terms.columns else None
+        return rows.clone(), None if columns is None else columns[terms.own].clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -281,16 +283,12 @@ class _LogSumExp(torch.autograd.Function):
         terms, shift = ctx.terms, ctx.shift
         of_rows, of_columns = grads
         assert of_rows is not None
-        if of_columns is not None:
-            of_columns = terms.shard.gather_like(of_columns, terms.counts)
-        else:
-            of_columns, columns = torch.zeros_like(columns), torch.full_like(columns, torch.inf)
+        of_columns = None if of_columns is None else terms.shard.gather_like(of_columns, terms.counts)
         walk = _Walk(q, y, terms, ctx.product_dtype)
         to_q, to_y = _gradients(ctx, q, y, walk.dtype)
-        # an empty sum has no gradient: exp(-(+inf)) is 0
-        rows, columns = (side.masked_fill(side == -torch.inf, torch.inf) for side in (rows, columns))
+        rows, columns = _without_empty(rows), _without_empty(columns)
         by_row = of_rows * torch.exp((shift or 0.0) * LN2 - rows)
-        by_column = of_columns * torch.exp((shift or 0.0) * LN2 - columns)
+        by_column = None if of_columns is None else of_columns * torch.exp((shift or 0.0) * LN2 - columns)
         shares = torch.empty_like(walk.tile)
         for r, c, logits, skipped in walk:
             weights = shares[: logits.numel()].view_as(logits)
@@ -298,13 +296,23 @@ class _LogSumExp(torch.autograd.Function):
                 logits.mul_(LN2)
                 if skipped is not None:
                     logits.masked_fill_(skipped, -torch.inf)
-                torch.sub(logits, columns[c], out=weights).exp_().mul_(of_columns[c])
-                logits.sub_(rows[r, None]).exp_().mul_(of_rows[r, None]).add_(weights)
+                if of_columns is not None:
+                    torch.sub(logits, columns[c], out=weights).exp_().mul_(of_columns[c])
+                logits.sub_(rows[r, None]).exp_().mul_(of_rows[r, None])
+                if of_columns is not None:
+                    logits.add_(weights)
+            elif by_column is None:
+                _power(logits, shift, skipped).mul_(by_row[r, None])
             else:
                 torch.add(by_row[r, None], by_column[c], out=weights)
                 _power(logits, shift, skipped).mul_(weights)
             walk.add_gradients(r, c, logits, to_q, to_y)
         return to_q, _from_bits(to_y), None
+
+
+def _without_empty(sums: Tensor | None) -> Any:
+    """Log-sum-exps of which empty ones give no gradient: exp(-(+inf)) is 0."""
+    return sums if sums is None else sums.masked_fill(sums == -torch.inf, torch.inf)
 
 
 class _Means(torch.autograd.Function):

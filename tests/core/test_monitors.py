@@ -262,7 +262,7 @@ def test_monitors_are_in_the_lines_that_they_are_due_in_and_leave_the_run_as_it_
         *(f"uniformity_{name}" for name in MODALITIES),
         *(f"{what}_{pair}" for pair in PAIRS for what in ("alignment", "gap")),
         *(f"r1_{a}_to_{b}" for x, y in PAIRS.values() for a, b in ((x, y), (y, x))),
-        *(f"grad_norm_{part}" for part in (*MODALITIES, "scales")),
+        *(f"{kind}_{part}" for kind in ("grad_norm", "update_rms") for part in (*MODALITIES, "scales")),
     }
     for line in lines:
         seen = {name.removeprefix("monitor/") for name in line if name.startswith("monitor/")}

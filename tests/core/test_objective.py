@@ -155,6 +155,15 @@ def test_hard_negatives_go_to_the_pair_whose_second_side_they_are_made_of():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
+        (lambda: named("info_nce", smoothing=1.5), "smoothing=1.5"),
+        (lambda: named("info_nce", smoothing=0.1, soft_targets=True), "soft targets"),
+        (
+            lambda: ObjectiveConfig(info_nce=InfoNCEConfig(soft_targets=True), false_negatives=["caption"]),
+            "soft targets.*false negatives",
+        ),
+        (lambda: named("dcl", sigma=-1.0), "sigma=-1"),
+        (lambda: named("hn_nce", alpha=3.0), "alpha=3"),
+        (lambda: named("hn_nce", beta=-0.5), "beta=-0.5"),
         (lambda: named("mixup", alpha=0.0), "alpha=0"),
         (lambda: named("mixup", rows=1.5), "rows=1.5"),
         (lambda: named("global_contrast", method="fastclip"), "expected one of .*isogclr"),

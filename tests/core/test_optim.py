@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optim_cases import ADAMW, MIDDLE, PUSHES, STABLE, adamw_runs, pull, stable_runs, whole_optim_suite
+from optim_cases import ADAMW, MIDDLE, PUSHES, STABLE, adamw_runs, pull, stable_runs, watched, whole_optim_suite
 from rank_cases import CPU
 from safetensors.torch import load_file
 from test_engines import KINDS, OTHERS, assert_same_state, assert_same_steps
@@ -375,7 +376,19 @@ def test_the_norms_of_the_towers_are_together_that_of_all_before_clipping(one):
     for values in one["adamw"]["plain"]:
         norms = [values[f"grad_norm_{part}"] for part in PARTS]
         assert all(norm > 0 for norm in norms) and math.hypot(*norms) == pytest.approx(values["norm"], rel=1e-5)
-        assert values["norm"] > ADAMW.clip_norm and not any(name.startswith("update_rms") for name in values)
+        assert values["norm"] > ADAMW.clip_norm
+
+
+def test_adamw_shows_the_updates_that_stable_adamw_would_hold_back():
+    """In steps in which it would not, the two are one optimizer, and so are their second moments."""
+    seen = []
+    for config in (STABLE, replace(STABLE, name="adamw")):
+        engine = PlainEngine(tiny_model(), config, CPU, ONE_PROCESS)
+        seen.append(watched(engine, FakeStream(tiny_config()), 0, 3))  # the third is the first large one
+    for stable, plain in zip(*seen, strict=True):
+        names = [f"update_rms_{part}" for part in PARTS]
+        assert [plain[name] for name in names] == pytest.approx([stable[name] for name in names], rel=0.02)
+    assert all(seen[1][2][f"update_rms_{part}"] > 1.2 for part in PARTS)
 
 
 def test_gradient_norms_and_updates_of_towers_are_those_of_their_tensors():
