@@ -17,12 +17,11 @@ from mmcl.losses.rows import (
     as_keys,
     dot,
     exact,
-    log_sum_exp_with,
     relative,
     share,
     sum_with_negatives,
 )
-from mmcl.losses.tiles import Skip, means
+from mmcl.losses.tiles import Skip, log_sum_exp_and_own, means
 
 
 def info_nce(  # noqa: PLR0913 (what composes, each by name)
@@ -66,8 +65,7 @@ def info_nce(  # noqa: PLR0913 (what composes, each by name)
     x, scale = exact(x, scale)
     keys = as_keys(y, shard)
     queries = scale * x
-    own = dot(queries, keys.values[keys.own])
-    rows, columns = log_sum_exp_with(own, queries, keys, same)
+    rows, columns, own = log_sum_exp_and_own(queries, keys, same)
     of_row = of_column = own
     if smoothing:
         of_row, of_column = (torch.lerp(own, mean, smoothing) for mean in _means(queries, keys, same))

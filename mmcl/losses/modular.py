@@ -29,11 +29,10 @@ from mmcl.losses.rows import (
     exact,
     log_add,
     log_sum_exp_by_row,
-    log_sum_exp_with,
     share,
     sum_with_negatives,
 )
-from mmcl.losses.tiles import log_sum_exp_of_rows
+from mmcl.losses.tiles import log_sum_exp_and_own, log_sum_exp_of_rows
 
 
 def modular(
@@ -65,8 +64,8 @@ def modular(
     (captions,) = exact(positives.values)
     keys = as_keys(y, shard)
     queries = scale * x
-    own, owned = dot(queries, keys.values[keys.own]), dot(queries[positives.rows], captions)
-    rows, columns = log_sum_exp_with(own, queries, keys)
+    rows, columns, own = log_sum_exp_and_own(queries, keys)
+    owned = dot(queries[positives.rows], captions)
     rows = log_add(rows, log_sum_exp_by_row(owned, positives.rows, len(x)))
     pulls = own.index_add(0, positives.rows, owned)
     number = torch.ones_like(own).index_add(0, positives.rows, torch.ones_like(owned))

@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mmcl.dist import ONE_PROCESS, Gathered, Shard
-from mmcl.losses.rows import HardNegatives, as_keys, dot, exact, log_sum_exp_with, share, sum_with_negatives
+from mmcl.losses.rows import HardNegatives, as_keys, dot, exact, share, sum_with_negatives
+from mmcl.losses.tiles import log_sum_exp_and_own
 
 
 def multi_positive(
@@ -48,7 +49,7 @@ def multi_positive(
     x, scale = exact(x, scale)
     keys = as_keys(y, shard)
     queries = scale * x
-    rows, columns = log_sum_exp_with(dot(queries, keys.values[keys.own]), queries, keys)
+    rows, columns, _ = log_sum_exp_and_own(queries, keys)
     positive = dot(queries, _means_of_groups(keys, groups, shard))
     # both directions pull at a pair of one group with the same 1/|P|, so over all ranks their sums are equal
     total = (columns - 2 * positive).sum()

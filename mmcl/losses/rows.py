@@ -76,18 +76,6 @@ def log_sum_exp_of_negatives(
     return log_sum_exp_by_row(dot(queries[negatives.rows], values), negatives.rows, len(queries))
 
 
-def log_sum_exp_with(
-    own: Float[Tensor, " n"], queries: Float[Tensor, "n d"], keys: Gathered, same: Int[Tensor, "n k"] | None = None
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """By row and by column over the own logit and all that are wrong. Collective, backward too.
-
-    The own one is given, because what it is subtracted from must hold the same number: the walk may be in bf16, and
-    once a row has learnt its pair the two are all that is left of its loss.
-    """
-    rows, columns = log_sum_exp(queries, keys, Skip(own=True, same=same))
-    return log_add(own, rows), log_add(own, columns)
-
-
 def sum_with_negatives(
     rows: Float[Tensor, " n"],
     weights: Float[Tensor, " n"],

@@ -65,8 +65,18 @@ def log_sum_exp(
 
     An empty sum is minus infinity, without a gradient. Collective, backward too.
     """
-    rows, columns = _LogSumExp.apply(queries, keys.values, _Terms(keys, skip))  # pyright: ignore
-    return rows, columns
+    return _LogSumExp.apply(queries, keys.values, _Terms(keys, skip))[:2]  # pyright: ignore
+
+
+def log_sum_exp_and_own(
+    queries: Float[Tensor, "n d"], keys: Gathered, same: Int[Tensor, "n k"] | None = None
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """`log_sum_exp`, and each row's own logit, which is exact and exactly so in both sums; the walk may be in bf16.
+
+    What a row is pulled by is the difference of the two, and once it has learnt its pair that is next to nothing: it
+    has to be the same number on both sides.
+    """
+    return _LogSumExp.apply(queries, keys.values, _Terms(keys, Skip(own=True, same=same), exact_own=True))  # pyright: ignore
 
 
 def log_sum_exp_of_rows(queries: Float[Tensor, "n d"], keys: Gathered, skip: Skip = NOTHING) -> Float[Tensor, " n"]:
@@ -82,7 +92,7 @@ def expected_logits(
 
     One matrix product. Collective for `skip` only.
     """
-    walk = _Walk(queries, keys.values, _Terms(keys, skip), _product_dtype(queries, keys.values))
+    walk = _begin(queries, keys.values, _Terms(keys, skip))
     total = torch.zeros_like(rows)
     least = rows.masked_fill(rows == -torch.inf, torch.inf) / LN2
     with torch.autocast(queries.device.type, enabled=False):
@@ -132,8 +142,9 @@ def sum_of_softplus(
 class _Terms:
     """What a walk needs to know beside the tensors that have gradients. Collective where ids are compared."""
 
-    def __init__(self, keys: Gathered, skip: Skip, *, columns: bool = True) -> None:
+    def __init__(self, keys: Gathered, skip: Skip, *, columns: bool = True, exact_own: bool = False) -> None:
         self.shard, self.counts, self.own, self.columns = keys.shard, keys.counts, keys.own, columns
+        self.exact_own = exact_own
         self.skip_own, self.same, self.every_same = skip.own, None, None
         if skip.same is not None:
             every = self.shard.gather_like(skip.same, self.counts)
@@ -157,13 +168,13 @@ class _Terms:
 class _Walk:
     """The tiles of this rank's block of logits in bits: products in one type, everything else in another."""
 
-    def __init__(self, q: Tensor, y: Tensor, terms: _Terms, product_dtype: torch.dtype) -> None:
-        self.dtype, self.product_dtype = _dtype(q, y), product_dtype
-        self.q, self.y, self.terms = (q.detach() / LN2).to(product_dtype), y.detach().to(product_dtype), terms
-        rows, columns = GPU_TILE if q.is_cuda else CPU_TILE
-        self.rows, self.columns = _parts(len(q), rows), _parts(len(y), columns)
-        self.product = q.new_empty(min(rows, len(q)) * min(columns, len(y)), dtype=product_dtype)
-        self.tile = self.product if product_dtype == self.dtype else self.product.to(self.dtype)
+    def __init__(self, bits: Tensor, y: Tensor, terms: _Terms, dtype: torch.dtype) -> None:
+        """`bits` and `y` are in the type of products already, as `_begin` and the walk on the way there made them."""
+        self.q, self.y, self.terms, self.dtype, self.product_dtype = bits, y, terms, dtype, bits.dtype
+        rows, columns = GPU_TILE if bits.is_cuda else CPU_TILE
+        self.rows, self.columns = _parts(len(bits), rows), _parts(len(y), columns)
+        self.product = bits.new_empty(min(rows, len(bits)) * min(columns, len(y)))
+        self.tile = self.product if bits.dtype == dtype else self.product.to(dtype)
 
     def __iter__(self) -> Iterator[tuple[slice, slice, Tensor, Tensor | None]]:
         """Rows, columns, their logits (overwritten by the next tile's), and which of them do not count."""
@@ -200,9 +211,23 @@ class _Walk:
         if to_y is not None:
             to_y[c].add_(rounded.T @ self.q[r])
 
+    def add_own_gradients(self, wanted: Tensor, to_q: Tensor | None, to_y: Tensor | None) -> None:
+        """Likewise of the logits of queries with their own keys, a column of them."""
+        own = self.terms.own
+        if to_q is not None:
+            to_q.addcmul_(wanted, self.y[own].to(self.dtype))
+        if to_y is not None:
+            to_y[own].addcmul_(wanted, self.q.to(self.dtype))
+
     def _view(self, buffer: Tensor, r: slice, c: slice) -> Tensor:
         rows, columns = r.stop - r.start, c.stop - c.start
         return buffer[: rows * columns].view(rows, columns)
+
+
+def _begin(q: Tensor, y: Tensor, terms: _Terms) -> _Walk:
+    """A walk over the logits of queries and keys as they are given."""
+    product_dtype = _product_dtype(q, y)
+    return _Walk((q.detach() / LN2).to(product_dtype), y.detach().to(product_dtype), terms, _dtype(q, y))
 
 
 def _dtype(q: Tensor, y: Tensor) -> torch.dtype:
@@ -264,28 +289,36 @@ def _statistics(walk: _Walk, shift: float | None) -> tuple[Tensor, ...]:
 
 class _LogSumExp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, y: Tensor, terms: _Terms) -> tuple[Tensor, Tensor | None]:
-        walk = _Walk(q, y, terms, _product_dtype(q, y))
+    def forward(ctx: Any, q: Tensor, y: Tensor, terms: _Terms) -> tuple[Tensor | None, ...]:
+        walk, own = _begin(q, y, terms), None
         with torch.autocast(q.device.type, enabled=False):
             shift: float | None = max(0.0, walk.bound() - SAFE)
             found = _statistics(walk, shift)
             if shift and min(float(side.min()) for side in found) < (shift - SAFE) * LN2:
                 shift = None
                 found = _statistics(walk, shift)
+            if terms.exact_own:
+                own = torch.linalg.vecdot(q, y[terms.own]).to(walk.dtype)
+                for side in (found[0], found[1][terms.own]):
+                    torch.logaddexp(side, own, out=side)
             rows, columns = found[0], terms.shard.log_sum_exp(found[1]) if terms.columns else None
-        ctx.save_for_backward(q, y, rows, columns)
-        ctx.terms, ctx.shift, ctx.product_dtype = terms, shift, walk.product_dtype
-        return rows.clone(), None if columns is None else columns[terms.own].clone()
+        ctx.save_for_backward(walk.q, walk.y, rows, columns, own)
+        ctx.terms, ctx.shift, ctx.dtype = terms, shift, walk.dtype
+        return rows.clone(), None if columns is None else columns[terms.own].clone(), own
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, y, rows, columns = ctx.saved_tensors
+        bits, y, rows, columns, own = ctx.saved_tensors
         terms, shift = ctx.terms, ctx.shift
-        of_rows, of_columns = grads
+        of_rows, of_columns, of_own = grads
         assert of_rows is not None
+        walk = _Walk(bits, y, terms, ctx.dtype)
+        to_q, to_y = _gradients(ctx, bits, y, walk.dtype)
+        if own is not None:
+            assert of_columns is not None and of_own is not None
+            shares = of_rows * (own - rows).exp() + of_columns * (own - columns[terms.own]).exp() + of_own
+            walk.add_own_gradients(shares[:, None], to_q, to_y)
         of_columns = None if of_columns is None else terms.shard.gather_like(of_columns, terms.counts)
-        walk = _Walk(q, y, terms, ctx.product_dtype)
-        to_q, to_y = _gradients(ctx, q, y, walk.dtype)
         rows, columns = _without_empty(rows), _without_empty(columns)
         by_row = of_rows * torch.exp((shift or 0.0) * LN2 - rows)
         by_column = None if of_columns is None else of_columns * torch.exp((shift or 0.0) * LN2 - columns)
@@ -318,7 +351,7 @@ def _without_empty(sums: Tensor | None) -> Any:
 class _Means(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, y: Tensor, terms: _Terms) -> tuple[Tensor, Tensor]:
-        walk = _Walk(q, y, terms, _product_dtype(q, y))
+        walk = _begin(q, y, terms)
         rows, columns = (side.new_zeros(len(side), 2, dtype=walk.dtype) for side in (q, y))  # counts, sums
         with torch.autocast(q.device.type, enabled=False):
             for r, c, logits, skipped in walk:
@@ -329,18 +362,18 @@ class _Means(torch.autograd.Function):
                 for side, part, axis in ((rows, r, 1), (columns, c, 0)):
                     side[part] += torch.stack([counted.sum(axis), logits.sum(axis) * LN2], 1)
             columns = terms.shard.sum(columns)
-        ctx.save_for_backward(q, y, rows[:, 0].clamp(min=1.0), columns[:, 0].clamp(min=1.0))
-        ctx.terms, ctx.product_dtype = terms, walk.product_dtype
+        ctx.save_for_backward(walk.q, walk.y, rows[:, 0].clamp(min=1.0), columns[:, 0].clamp(min=1.0))
+        ctx.terms, ctx.dtype = terms, walk.dtype
         means_of_rows, means_of_columns = (side[:, 1] / side[:, 0].clamp(min=1.0) for side in (rows, columns))
         return means_of_rows, means_of_columns[terms.own].clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q, y, rows, columns = ctx.saved_tensors
+        bits, y, rows, columns = ctx.saved_tensors
         terms = ctx.terms
         by_row, by_column = grads[0] / rows, terms.shard.gather_like(grads[1], terms.counts) / columns
-        walk = _Walk(q, y, terms, ctx.product_dtype)
-        to_q, to_y = _gradients(ctx, q, y, walk.dtype)
+        walk = _Walk(bits, y, terms, ctx.dtype)
+        to_q, to_y = _gradients(ctx, bits, y, walk.dtype)
         for r, c, logits, skipped in walk.empty():
             torch.add(by_row[r, None], by_column[c], out=logits)
             walk.add_gradients(r, c, logits if skipped is None else logits.masked_fill_(skipped, 0.0), to_q, to_y)
@@ -384,7 +417,7 @@ class _SumOfLogSumExp(torch.autograd.Function):
 class _SumOfSoftplus(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, y: Tensor, bias: Tensor, terms: _Terms) -> Tensor:
-        walk = _Walk(q, y, terms, _product_dtype(q, y))
+        walk = _begin(q, y, terms)
         to_q, to_y = _gradients(ctx, q, y, walk.dtype)
         total, to_bias = torch.zeros(2, dtype=torch.float64, device=q.device)
         with torch.autocast(q.device.type, enabled=False):

@@ -78,7 +78,7 @@ def check(case: Case) -> None:
     digits below s * 2^-24, and each row pulls at its embedding with s / N before the pulls cancel. In float64 there are
     2^-29 as many of those, which only counts where a loss is next to nothing.
     """
-    rtol, left = (1e-6, 1e-8) if case.dtype == torch.float64 else (2e-5, 1.0)
+    rtol, left = (1e-6, 1e-7) if case.dtype == torch.float64 else (2e-5, 1.0)
     expected = reference(case)
     scale = left * float(case.leaves["scale"].max())
     terms = {name: scale / max(1, sum(case.splits)) for name in expected} | {"loss": 0.05 * scale}
