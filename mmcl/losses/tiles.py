@@ -387,11 +387,16 @@ class _SumOfLogSumExp(torch.autograd.Function):
         queries, keys = (q / LN2).to(product_dtype), y.to(product_dtype)
         total, to_base = base.new_zeros((), dtype=torch.float64), torch.zeros_like(base)
         to_q, to_y = torch.empty_like(q, dtype=dtype), torch.zeros_like(y, dtype=dtype)
+        block = max(MIN_ROWS, (GPU_BLOCK if q.is_cuda else CPU_BLOCK) // max(1, len(y)))
+        room = queries.new_empty(min(block, len(q)), len(y))  # in one piece for all blocks: fresh memory takes time
         with torch.autocast(q.device.type, enabled=False):
-            for r in _parts(len(q), max(MIN_ROWS, (GPU_BLOCK if q.is_cuda else CPU_BLOCK) // max(1, len(y)))):
-                powers = (queries[r] @ keys.T).to(dtype)
+            for r in _parts(len(q), block):
+                logits = room[: r.stop - r.start]
+                for c in _parts(len(y), (GPU_TILE if q.is_cuda else CPU_TILE)[1]):
+                    torch.mm(queries[r], keys[c].T, out=logits[:, c])
+                powers = logits.to(dtype)
                 own = base[r] / LN2
-                largest = torch.maximum(own, powers.amax(1)) if len(y) else own
+                largest = torch.maximum(own, powers.amax(1)) if len(y) else own.clone()
                 largest.masked_fill_(largest == -torch.inf, 0.0)  # an empty sum
                 powers.sub_(largest[:, None]).exp2_()
                 own = (own - largest).exp2_()
