@@ -6,6 +6,8 @@
     ├── DataError
     │   ├── ShardMissing         a path or pattern that matches no file
     │   ├── ShardDamaged         a tar that is empty, cut off, overwritten or no tar at all
+    │   ├── NoIndex              a place where an index should be and is not
+    │   ├── IndexStale           a shard was written again after it was indexed
     │   ├── SampleRejected       one sample that cannot be used; streams count and log it
     │   ├── NoUsableSamples      a source from which nothing can be trained on
     │   └── TooManyBadSamples    the share of rejected samples passed the limit
@@ -34,6 +36,10 @@ class MissingExtra(MmclError, ImportError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package {package!r}: pip install 'mmcl[{extra}]'")
+        self.needs = package, extra, purpose
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:  # errors come back from other processes
+        return type(self), self.needs
 
 
 class DataError(MmclError):
@@ -51,6 +57,17 @@ class ShardDamaged(DataError):
         self.shard, self.offset, self.cause = str(shard), offset, cause
         super().__init__(f"{shard}: damaged at byte {offset}: {cause}")
 
+    def __reduce__(self) -> tuple[type, tuple[str, int, str]]:
+        return type(self), (self.shard, self.offset, self.cause)
+
+
+class NoIndex(DataError, FileNotFoundError):
+    """A place where an index should be and is not."""
+
+
+class IndexStale(DataError):
+    """A shard was written again after it was indexed."""
+
 
 class SampleRejected(DataError):
     """One sample that cannot be used: where it lies and why."""
@@ -58,6 +75,9 @@ class SampleRejected(DataError):
     def __init__(self, shard: str | Path, key: str, cause: str) -> None:
         self.shard, self.key, self.cause = str(shard), key, cause
         super().__init__(f"{shard}: sample {key!r}: {cause}")
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        return type(self), (self.shard, self.key, self.cause)
 
 
 class NoUsableSamples(DataError):
@@ -72,11 +92,14 @@ class NonFiniteLoss(MmclError, ArithmeticError):
     """The loss became NaN or infinite within steps [first, last]."""
 
     def __init__(self, first: int, last: int, values: dict[str, float]) -> None:
-        self.first, self.last = first, last
+        self.first, self.last, self.values = first, last, values
         super().__init__(
             f"the loss became NaN or infinite somewhere within steps [{first}, {last}]: {values}. "
             "Lower the learning rate or resume from an earlier checkpoint; the diverged state was not saved"
         )
+
+    def __reduce__(self) -> tuple[type, tuple[int, int, dict[str, float]]]:
+        return type(self), (self.first, self.last, self.values)
 
 
 class CheckpointError(MmclError):

@@ -17,19 +17,25 @@ refused, as are members above a size limit, before anything is read from them.
 
 import os
 import re
-import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob, has_magic
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from mmcl.errors import ConfigError, DataError, ShardDamaged, ShardMissing
+from mmcl.errors import ConfigError, ShardDamaged, ShardMissing
+from mmcl_data.blobs import Blob, Blobs, Reading, filesystem, open_blob, patient, scheme_of, shown
 
 MAX_MEMBER_BYTES = 256 * 2**20
 MAX_SHARDS = 1_000_000
 """Of one brace pattern: more is a typo, and would fill the memory."""
+
+_AHEAD = 8 * 2**20
+"""Bytes that are read at once of a remote shard, of which a scan wants a few here and there."""
+
+_GAP = 2**16
+"""Bytes between two members of a sample that are rather read along than left out by a second read."""
 
 _BLOCK = 512
 _RECORD = 20 * _BLOCK
@@ -72,8 +78,11 @@ class SampleEntry(NamedTuple):
 class ShardScan:
     """A whole shard, as its headers describe it."""
 
-    path: Path
+    path: str
     samples: tuple[SampleEntry, ...]
+    bytes: int
+    stamp: str
+    """As `Blob.stamp`: another one means that the shard was written again."""
     ignored: tuple[str, ...] = ()
     """Names of members that belong to no sample: without an extension, hidden, or webdataset's `__meta__`."""
 
@@ -85,67 +94,85 @@ class _Member(NamedTuple):
     size: int
 
 
-def scan_shard(path: Path, *, max_member_bytes: int = MAX_MEMBER_BYTES) -> ShardScan:
-    """Read the headers of the tar at `path`; about 15 us a header.
+def scan_shard(
+    path: str | Path, reading: Reading | None = None, *, max_member_bytes: int = MAX_MEMBER_BYTES
+) -> ShardScan:
+    """Read the headers of the tar at `path`; about 20 us a header where it is local, all of it where it is not.
 
     Raises:
-        ShardMissing: there is no such file.
-        ShardDamaged: the file is not a whole, plain, uncompressed tar with at least one sample, each sample's members
-            side by side and none twice, no member above `max_member_bytes`; names the byte and the cause.
-        DataError: the operating system cannot read it.
+        ShardMissing: there is no such shard.
+        ShardDamaged: it is not a whole, plain, uncompressed tar with at least one sample, each sample's members side by
+            side and none twice, no member above `max_member_bytes`; names the byte and the cause.
+        DataError: it cannot be read.
     """
+    blob = open_blob(str(path), reading)
     try:
-        with open(_regular(path), "rb", buffering=0) as file:
-            return _samples(path, _Walk(path, file.fileno(), max_member_bytes))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ShardMissing(f"{path}: there is no such shard") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+        return _samples(blob, _Walk(blob if scheme_of(blob.path) == "" else _Buffered(blob), max_member_bytes))
+    finally:
+        blob.close()
 
 
-def read_sample(file: int, path: Path, sample: SampleEntry) -> dict[str, bytes]:
-    """The payloads of `sample` by extension, from the open descriptor `file` of the shard at `path`.
+def read_sample(blobs: Blobs, path: str, sample: SampleEntry) -> dict[str, bytes]:
+    """The payloads of `sample` by extension, from the shard at `path`, in one read where its members are neighbours.
 
     Raises:
-        ShardDamaged: the file has become shorter since it was scanned.
+        ShardMissing, ShardDamaged, DataError: the shard is gone, shorter than when it was scanned, or cannot be read.
     """
     payloads: dict[str, bytes] = {}
-    for extension, offset, size in zip(sample.extensions, sample.offsets, sample.sizes, strict=True):
-        data = os.pread(file, size, offset)
-        while len(data) < size and (more := os.pread(file, size - len(data), offset + len(data))):
-            data += more  # network file systems may return less than was asked for
-        if len(data) < size:
-            raise ShardDamaged(path, offset + len(data), "the file is shorter than when it was scanned")
-        payloads[extension] = data
+    for extensions, start, offsets, sizes in _runs(sample):
+        data = blobs.read(path, start, offsets[-1] + sizes[-1] - start)
+        for extension, offset, size in zip(extensions, offsets, sizes, strict=True):
+            payloads[extension] = data[offset - start :][:size]
     return payloads
 
 
-def expand_shards(spec: str) -> list[Path]:
+def _runs(sample: SampleEntry) -> Iterator[tuple[Sequence[str], int, Sequence[int], Sequence[int]]]:
+    """Members that are read together: extensions, first byte, offsets, sizes."""
+    ends = [offset + size for offset, size in zip(sample.offsets, sample.sizes, strict=True)]
+    breaks = [n for n in range(1, len(ends)) if sample.offsets[n] - ends[n - 1] > _GAP]
+    for first, last in zip([0, *breaks], [*breaks, len(ends)], strict=True):
+        yield sample.extensions[first:last], sample.offsets[first], sample.offsets[first:last], sample.sizes[first:last]
+
+
+def expand_shards(spec: str, reading: Reading | None = None) -> list[str]:
     """The shards that `spec` names: a file, a directory (its `*.tar`), a glob, or a brace pattern `{000000..000009}`.
 
-    Sorted within a directory or glob, in the order of the pattern for braces.
+    Local, or behind http(s), s3 or hf; a web server has no directories and no globs. Sorted within a directory or glob,
+    in the order of the pattern for braces. Remote shards of a brace pattern are not asked for yet.
 
     Raises:
-        ConfigError: `spec` names a transport (`pipe:`, `s3://`), is empty, malformed or lists a shard twice.
-        ShardMissing: nothing is found, or a shard of a brace pattern is missing.
+        ConfigError: `spec` names another transport (`pipe:`), is empty, malformed or lists a shard twice.
+        ShardMissing: nothing is found, or a local shard of a brace pattern is missing.
     """
-    if re.match(r"(pipe|file):|[A-Za-z][A-Za-z0-9+.-]*://", spec.strip()):
-        raise ConfigError(
-            f"shards {spec!r}: only local paths are read, no URL and no shell command; download them first"
-        )
     if not spec.strip():
         raise ConfigError("shards: the pattern is empty; name a tar, a directory, a glob or a brace pattern")
-    if os.path.isdir(spec):
-        found = sorted(Path(spec).glob("*.tar"))
-        if not found:
+    if scheme := scheme_of(spec):
+        paths = [path for pattern in _unbrace(spec) for path in _match_remote(pattern, scheme, reading or Reading())]
+    elif os.path.isdir(spec):
+        if not (paths := [str(path) for path in sorted(Path(spec).glob("*.tar"))]):
             raise ShardMissing(f"{spec}: the directory holds no *.tar")
-        return found
-    if os.path.exists(spec):  # first, so that a file whose name looks like a pattern is still found
-        return [Path(spec)]
-    paths = [path for pattern in _unbrace(spec) for path in _match(pattern, spec)]
+    elif os.path.exists(spec):  # first, so that a file whose name looks like a pattern is still found
+        return [spec]
+    else:
+        paths = [path for pattern in _unbrace(spec) for path in _match(pattern, spec)]
     if len(set(paths)) < len(paths):
         raise ConfigError(f"shards {spec!r}: a shard is named twice and would be seen twice per epoch")
     return paths
+
+
+def _match_remote(pattern: str, scheme: str, reading: Reading) -> list[str]:
+    if pattern.endswith(".tar") and not has_magic(pattern):
+        return [pattern]
+    if scheme in ("http", "https"):
+        raise ConfigError(
+            f"shards {shown(pattern)!r}: a web server cannot be asked what it has: name the shards, {{000..999}}.tar"
+        )
+    found = pattern if has_magic(pattern) else f"{pattern.rstrip('/')}/*.tar"
+    files = filesystem(scheme)
+    paths = sorted(str(path) for path in patient(lambda: files.glob(found), shown(found), reading))
+    if not paths:
+        raise ShardMissing(f"{shown(pattern)}: there is no such shard")
+    return [path if path.startswith(f"{scheme}://") else f"{scheme}://{path}" for path in paths]
 
 
 def _unbrace(spec: str) -> list[str]:
@@ -164,25 +191,19 @@ def _unbrace(spec: str) -> list[str]:
     return patterns
 
 
-def _match(pattern: str, spec: str) -> list[Path]:
+def _match(pattern: str, spec: str) -> list[str]:
     # ignored gaps would change the data silently, so every single alternative must exist
     if os.path.exists(pattern):
-        return [Path(pattern)]
+        return [pattern]
     found = sorted(glob(pattern, recursive=True)) if has_magic(pattern) else []
     if not found:
         of = "" if pattern == spec else f" (of {spec})"
         raise ShardMissing(f"{pattern}{of}: there is no such shard")
-    return [Path(name) for name in found]
+    return found
 
 
-def _regular(path: Path) -> Path:
-    # asked before opening, which would wait for ever on a FIFO
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ShardDamaged(path, 0, "not a regular file")
-    return path
-
-
-def _samples(path: Path, members: "_Walk") -> ShardScan:
+def _samples(blob: Blob, members: "_Walk") -> ShardScan:
+    path = shown(blob.path)
     samples: list[SampleEntry] = []
     ignored: list[str] = []
     seen: set[str] = set()
@@ -208,15 +229,32 @@ def _samples(path: Path, members: "_Walk") -> ShardScan:
     if key is None:
         raise ShardDamaged(path, 0, "holds no sample: no member is named KEY.EXTENSION")
     samples.append(SampleEntry(key, *zip(*current, strict=True)))
-    return ShardScan(path, tuple(samples), tuple(ignored))
+    return ShardScan(blob.path, tuple(samples), blob.size, blob.stamp, tuple(ignored))
+
+
+class _Buffered:
+    """A remote blob that is read from front to back."""
+
+    def __init__(self, blob: Blob) -> None:
+        self.blob, self.path, self.size, self.stamp = blob, blob.path, blob.size, blob.stamp
+        self.start, self.data = 0, b""
+
+    def read(self, offset: int, size: int) -> bytes:
+        if not self.start <= offset <= offset + size <= self.start + len(self.data):
+            self.start = offset
+            self.data = self.blob.read(offset, min(max(size, _AHEAD), self.size - offset))
+        return self.data[offset - self.start :][:size]
+
+    def close(self) -> None:
+        self.blob.close()
 
 
 class _Walk:
     """Iterates over the regular members of one tar; raises ShardDamaged at the first byte that does not belong."""
 
-    def __init__(self, path: Path, file: int, max_member_bytes: int) -> None:
-        self.path, self.file, self.limit = path, file, max_member_bytes
-        self.end = os.fstat(file).st_size
+    def __init__(self, blob: Blob, max_member_bytes: int) -> None:
+        self.path, self.blob, self.limit = shown(blob.path), blob, max_member_bytes
+        self.end = blob.size
         if self.end == 0:
             raise self.damaged(0, "the file is empty")
         self.long: dict[str, str] = {}  # what PAX headers and GNU long names say of the next member
@@ -246,7 +284,7 @@ class _Walk:
         self.check_tail(at)
 
     def block(self, at: int) -> bytes:
-        block = os.pread(self.file, _BLOCK, at)
+        block = self.blob.read(at, max(0, min(_BLOCK, self.end - at)))
         if len(block) == _BLOCK:
             return block
         if at == 0:
@@ -305,7 +343,7 @@ class _Walk:
     def payload(self, start: int, size: int, at: int) -> bytes:
         if size > _MAX_NAME_BYTES:
             raise self.damaged(at, f"a PAX header or long name of {size} bytes")
-        return os.pread(self.file, size, start)
+        return self.blob.read(start, size)
 
     def describe(self, kind: bytes, data: bytes, at: int) -> None:
         """Take in what a PAX header or a GNU long name says of the member that follows."""
@@ -338,7 +376,7 @@ class _Walk:
     def check_tail(self, at: int) -> None:
         """From `at`, the first block of zeros, there must be two of them, record padding and nothing else."""
         allowed = -(-(at + 2 * _BLOCK) // _RECORD) * _RECORD
-        tail = os.pread(self.file, min(self.end, allowed) - at, at)
+        tail = self.blob.read(at, min(self.end, allowed) - at)
         if any(tail):
             raise self.damaged(at, "zeros where a header should be, with data behind them")
         if self.end > allowed:

@@ -12,6 +12,7 @@ import pytest
 from webdataset import TarWriter
 
 from mmcl.errors import ConfigError, ShardDamaged, ShardMissing
+from mmcl_data.blobs import Blobs
 from mmcl_data.scan import SampleEntry, expand_shards, read_sample, scan_shard
 
 BLOCK = 512
@@ -60,15 +61,29 @@ def test_a_whole_shard_is_described_by_keys_extensions_offsets_and_sizes(shard):
     scan = scan_shard(shard)
     assert [sample.key for sample in scan.samples] == [f"{i:03d}" for i in range(20)]
     assert scan.samples[1] == SampleEntry("001", ("jpg", "txt"), (3584, 5120), (700, 700))
-    with open(shard, "rb") as file:
-        assert read_sample(file.fileno(), shard, scan.samples[1]) == {"jpg": b"p" * 700, "txt": b"p" * 700}
+    assert read_sample(Blobs(), str(shard), scan.samples[1]) == {"jpg": b"p" * 700, "txt": b"p" * 700}
 
 
 def test_a_shard_that_shrinks_after_the_scan_is_found_when_it_is_read(shard):
     sample = scan_shard(shard).samples[-1]
     os.truncate(shard, sample.offsets[-1] + 10)
-    with open(shard, "rb") as file, pytest.raises(ShardDamaged, match="shorter than when it was scanned"):
-        read_sample(file.fileno(), shard, sample)
+    with pytest.raises(ShardDamaged, match="shorter than it was"):
+        read_sample(Blobs(), str(shard), sample)
+
+
+def test_members_far_apart_are_read_without_what_lies_between(tmp_path):
+    names = ["a.jpg", ".hidden", "a.txt"]
+    shard = write_tar(tmp_path / "s.tar", names, size=200_000)
+    (sample,) = scan_shard(shard).samples
+    asked = []
+
+    class Spy(Blobs):
+        def read(self, path, offset, size):
+            asked.append(size)
+            return super().read(path, offset, size)
+
+    assert read_sample(Spy(), str(shard), sample) == {"jpg": b"p" * 200_000, "txt": b"p" * 200_000}
+    assert asked == [200_000, 200_000]
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
@@ -324,12 +339,12 @@ def test_shards_are_found_by_file_directory_glob_and_braces(tmp_path):
     names = [f"{i:06d}.tar" for i in range(12)]
     for name in (*names, "readme.txt"):
         (tmp_path / name).touch()
-    found = [tmp_path / name for name in names]
+    found = [str(tmp_path / name) for name in names]
     assert expand_shards(str(tmp_path)) == found
     assert expand_shards(f"{tmp_path}/*.tar") == found
     assert expand_shards(f"{tmp_path}/{{000000..000011}}.tar") == found
     assert expand_shards(f"{tmp_path}/00000{{1,0}}.tar") == [found[1], found[0]]
-    assert expand_shards(str(found[3])) == [found[3]]
+    assert expand_shards(found[3]) == [found[3]]
 
 
 @pytest.mark.parametrize("spec", ["{0..2}.tar", "9.tar", "x*.tar", "empty", "a\0b"])
@@ -344,7 +359,18 @@ def test_shards_that_are_not_there_are_named(tmp_path, monkeypatch, spec):
 
 @pytest.mark.parametrize(
     "spec",
-    ["pipe:touch canary", " pipe:touch canary", "s3://b/0.tar", "https://h/0.tar", "file:0.tar", "hf://x", "", "{0..1"],
+    [
+        *(
+            "pipe:touch canary",
+            " pipe:touch canary",
+            "PIPE:touch canary",
+            "file:0.tar",
+            "file:///0.tar",
+            "ftp://h/0.tar",
+        ),
+        *("gs://b/0.tar", "s3:b/0.tar", "memory://0.tar", "simplecache::https://h/0.tar", "", "{0..1"),
+        *("https://h/shards/", "https://h/*.tar"),
+    ],
 )
 def test_transports_and_malformed_patterns_are_refused_and_start_nothing(tmp_path, monkeypatch, spec):
     monkeypatch.chdir(tmp_path)

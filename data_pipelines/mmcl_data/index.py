@@ -1,0 +1,375 @@
+"""The index of a data set: where every member of every sample lies, so that a sample is a number.
+
+    DIR/index.json      format, fingerprint, extensions, and of every shard: path, bytes, stamp, samples
+        starts.npy      u64, samples + 1: first member of each sample
+        kinds.npy       u8, samples: what it has, a bit for each of KINDS
+        offsets.npy     u64, members: first byte of the payload in its shard
+        sizes.npy       u32, members
+        extensions.npy  u16, members: number of the extension
+        key_ends.npy    u64, samples: where the key ends in
+        keys.npy        u8, all keys one after another, UTF-8
+
+The arrays are mapped and not read, so that opening an index of a million samples takes no time and its pages are shared
+by all processes of a machine. It is JSON and npy: nothing in it can run.
+
+Making it reads every header (`scan`), shards side by side in processes. What is known of a shard is kept in `parts/` as
+soon as it is known, so that a build that was killed, or one after some shards were added, reads only the others.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import cached_property
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+
+from mmcl.errors import ConfigError, DataError, IndexStale, NoIndex
+from mmcl_data.blobs import Reading, open_blob, scheme_of, shown
+from mmcl_data.decode import KIND_OF_EXTENSION, Kind
+from mmcl_data.scan import SampleEntry, ShardScan, expand_shards, scan_shard
+
+FORMAT = 1
+FOLDER = ".mmcl-index"
+"""Of an index beside its shards."""
+KINDS: tuple[Kind, ...] = ("image", "text", "audio", "facts", "class")
+"""What the bits of a sample stand for, lowest first."""
+_ARRAYS = {
+    "starts": np.uint64,
+    "kinds": np.uint8,
+    "offsets": np.uint64,
+    "sizes": np.uint32,
+    "extensions": np.uint16,
+    "key_ends": np.uint64,
+    "keys": np.uint8,
+}
+
+
+def bits_of(extensions: Sequence[str]) -> int:
+    """What members with these extensions promise, a bit for each of KINDS."""
+    found = {KIND_OF_EXTENSION.get(extension) for extension in extensions}
+    return sum(1 << number for number, kind in enumerate(KINDS) if kind in found)
+
+
+class IndexedShard(NamedTuple):
+    """A shard as the index knows it."""
+
+    path: str
+    bytes: int
+    stamp: str
+    samples: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """How far a build has come."""
+
+    shards: int
+    of: int
+    samples: int
+
+
+class Index:
+    """All samples of some shards, by number."""
+
+    def __init__(self, folder: Path | None, facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        self.folder, self.facts, self.arrays = folder, facts, arrays
+        self.shards = [IndexedShard(**shard) for shard in facts["shards"]]
+        self.firsts = np.cumsum([0, *(shard.samples for shard in self.shards)], dtype=np.int64)
+        self.extensions: list[str] = facts["extensions"]
+
+    def __len__(self) -> int:
+        return int(self.firsts[-1])
+
+    @property
+    def fingerprint(self) -> str:
+        """Of names and sizes of all members, in their order, and of nothing else: not of where the shards lie."""
+        return self.facts["fingerprint"]
+
+    @cached_property
+    def kinds(self) -> np.ndarray:
+        """u8, a bit for each of KINDS, for every sample."""
+        return self.arrays["kinds"]
+
+    def shard_of(self, sample: int) -> IndexedShard:
+        """Where it lies."""
+        return self.shards[int(np.searchsorted(self.firsts, sample, side="right")) - 1]
+
+    def key(self, sample: int) -> str:
+        """Of a sample in its shard."""
+        ends = self.arrays["key_ends"]
+        start = int(ends[sample - 1]) if sample else 0
+        return self.arrays["keys"][start : int(ends[sample])].tobytes().decode()
+
+    def entry(self, sample: int) -> SampleEntry:
+        """Its members."""
+        first, end = (int(bound) for bound in self.arrays["starts"][sample : sample + 2])
+        return SampleEntry(
+            self.key(sample),
+            tuple(self.extensions[number] for number in self.arrays["extensions"][first:end]),
+            tuple(self.arrays["offsets"][first:end].tolist()),
+            tuple(self.arrays["sizes"][first:end].tolist()),
+        )
+
+    def check_fresh(self, reading: Reading | None = None) -> None:
+        """Raise `IndexStale` for the first shard that is not the one that was indexed; asks for size and stamp only."""
+        for shard in self.shards:
+            blob = open_blob(shard.path, reading)
+            now = blob.size, blob.stamp
+            blob.close()
+            if now != (shard.bytes, shard.stamp):
+                raise IndexStale(
+                    f"{shown(shard.path)}: written again after it was indexed: {shard.bytes} bytes at {shard.stamp} "
+                    f"then, {now[0]} at {now[1]} now; `mmcl data index` reads it anew"
+                )
+
+
+def open_index(folder: Path) -> Index:
+    """The index in `folder`, its arrays mapped.
+
+    Raises:
+        NoIndex: there is none.
+        DataError: it is damaged or of another format.
+    """
+    try:
+        facts = json.loads((folder / "index.json").read_text())
+    except FileNotFoundError as error:
+        raise NoIndex(f"{folder}: no index there; `mmcl data index` makes one") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: the index cannot be read: {error}; make it anew") from error
+    try:
+        if facts["format"] != FORMAT:
+            raise DataError(f"{folder}: an index of format {facts['format']}, this mmcl reads {FORMAT}: make it anew")
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
+        _check(facts, arrays)
+        return Index(folder, facts, arrays)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{folder}: the index is damaged: {type(error).__name__}: {error}; make it anew") from error
+
+
+def _check(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    samples = sum(shard["samples"] for shard in facts["shards"])
+    members = len(arrays["offsets"])
+    lengths = {"starts": samples + 1, "kinds": samples, "key_ends": samples, "sizes": members, "extensions": members}
+    for name, dtype in _ARRAYS.items():
+        if (
+            arrays[name].dtype != dtype
+            or arrays[name].ndim != 1
+            or len(arrays[name]) != lengths.get(name, len(arrays[name]))
+        ):
+            raise ValueError(f"{name}.npy is {arrays[name].dtype} of shape {arrays[name].shape}")
+    if samples and (int(arrays["starts"][-1]) != members or int(arrays["key_ends"][-1]) != len(arrays["keys"])):
+        raise ValueError("arrays of different builds")
+
+
+def index_folder(spec: str) -> Path | None:
+    """Where the index of `spec` lies if nothing else is said: beside local shards that share a folder."""
+    if scheme_of(spec):
+        return None
+    folders = {os.path.dirname(os.path.abspath(path)) for path in expand_shards(spec)}
+    return Path(folders.pop()) / FOLDER if len(folders) == 1 else None
+
+
+def build_index(
+    spec: str,
+    folder: Path,
+    *,
+    workers: int = 1,
+    hashes: bool = False,
+    reading: Reading | None = None,
+    progress: Callable[[Progressed], None] = lambda progressed: None,
+) -> Index:
+    """Index the shards of `spec` in `folder`; what is known of unchanged shards already is not read again.
+
+    Args:
+        spec: as a source names shards.
+        folder: made where it is missing.
+        workers: processes.
+        hashes: also the sha256 of every shard, which reads all of it.
+        reading: how to read.
+        progress: is told after every shard.
+
+    Raises:
+        ShardMissing, ShardDamaged, DataError: for the first such shard in order; what is known of others is kept.
+        ConfigError: `folder` cannot be written.
+    """
+    reading = reading or Reading()
+    paths = _absolute(expand_shards(spec, reading))
+    parts = folder / "parts"
+    try:
+        parts.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: an index cannot be written there: {error.strerror}; name another with --out"
+        ) from error
+    done = samples = 0
+    failed: dict[str, Exception] = {}
+    for path, error, count in _scanned(paths, parts, workers, hashes, reading):
+        done, samples = done + 1, samples + count
+        if error is not None:
+            failed[path] = error
+        progress(Progressed(done, len(paths), samples))
+    for path in paths:
+        if path in failed:
+            raise failed[path]
+    return _merge(paths, parts, folder)
+
+
+def fresh_index(spec: str, folder: Path, reading: Reading | None = None) -> Index:
+    """The index of `spec` in `folder`, made where it is missing or not that of the shards as they are.
+
+    Raises:
+        as `build_index`.
+    """
+    reading = reading or Reading()
+    try:
+        index = open_index(folder)
+        if [shard.path for shard in index.shards] == _absolute(expand_shards(spec, reading)):
+            index.check_fresh(reading)
+            return index
+    except DataError:  # none, damaged or stale: whatever it is of the shards comes up when they are read
+        pass
+    return build_index(spec, folder, reading=reading)
+
+
+def _absolute(paths: Sequence[str]) -> list[str]:
+    return [path if scheme_of(path) else os.path.abspath(path) for path in paths]
+
+
+def _scanned(paths: list[str], parts: Path, workers: int, hashes: bool, reading: Reading) -> Any:
+    """Path, error and number of samples of every shard, as they are done."""
+    if workers <= 1 or len(paths) == 1:
+        for path in paths:
+            yield path, *_scan_into(path, parts, hashes, reading)
+        return
+    with ProcessPoolExecutor(min(workers, len(paths)), mp_context=get_context("forkserver")) as processes:
+        futures = {processes.submit(_scan_into, path, parts, hashes, reading): path for path in paths}
+        for future in as_completed(futures):
+            yield futures[future], *future.result()
+
+
+def _scan_into(path: str, parts: Path, hashes: bool, reading: Reading) -> tuple[Exception | None, int]:
+    """Make the part of a shard, unless there is one of the shard as it is."""
+    try:
+        blob = open_blob(path, reading)
+        now = IndexedShard(path, blob.size, blob.stamp, 0)
+        blob.close()
+        known = _read_part(_part(parts, path))
+        if known is not None and _same(known[0], now, hashes):
+            return None, known[0].samples
+        scan = scan_shard(path, reading)
+        digest = _sha256(path, reading) if hashes else None
+        shard = IndexedShard(path, scan.bytes, scan.stamp, len(scan.samples), digest)
+        _write_part(_part(parts, path), shard, scan)
+        return None, shard.samples
+    except DataError as error:
+        return error, 0
+
+
+def _same(known: IndexedShard, now: IndexedShard, hashes: bool) -> bool:
+    unchanged = (known.bytes, known.stamp) == (now.bytes, now.stamp) and now.stamp != ""
+    return unchanged and (known.sha256 is not None or not hashes)
+
+
+def _part(parts: Path, path: str) -> Path:
+    return parts / f"{hashlib.sha256(path.encode()).hexdigest()[:32]}.npz"
+
+
+def _write_part(file: Path, shard: IndexedShard, scan: ShardScan) -> None:
+    names = sorted({extension for sample in scan.samples for extension in sample.extensions})
+    number = {name: place for place, name in enumerate(names)}
+    keys = [sample.key.encode() for sample in scan.samples]
+    arrays = {
+        "counts": np.array([len(sample.sizes) for sample in scan.samples], dtype=np.uint64),
+        "kinds": np.array([bits_of(sample.extensions) for sample in scan.samples], dtype=np.uint8),
+        "offsets": np.array([offset for sample in scan.samples for offset in sample.offsets], dtype=np.uint64),
+        "sizes": np.array([size for sample in scan.samples for size in sample.sizes], dtype=np.uint32),
+        "extensions": np.array([number[e] for sample in scan.samples for e in sample.extensions], dtype=np.uint16),
+        "key_sizes": np.array([len(key) for key in keys], dtype=np.uint64),
+        "keys": np.frombuffer(b"".join(keys), dtype=np.uint8),
+        "facts": np.frombuffer(json.dumps({**shard._asdict(), "extensions": names}).encode(), dtype=np.uint8),
+    }
+    staged = file.with_name(f".{file.stem}.{os.getpid()}.npz")
+    with staged.open("wb") as out:
+        np.savez(out, **arrays)
+        out.flush()
+        os.fsync(out.fileno())
+    staged.replace(file)
+
+
+def _read_part(file: Path) -> tuple[IndexedShard, list[str], dict[str, np.ndarray]] | None:
+    """None where there is none, or a damaged one, which is then made anew."""
+    try:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as held:
+            arrays = {name: held[name] for name in held.files}
+        facts = json.loads(arrays.pop("facts").tobytes())
+        names = facts.pop("extensions")
+        return IndexedShard(**facts), names, arrays
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile):
+        return None
+
+
+def _merge(paths: list[str], parts: Path, folder: Path) -> Index:
+    """One index of all parts, staged and renamed file by file; the manifest comes last."""
+    names: dict[str, int] = {}
+    shards: list[IndexedShard] = []
+    columns: dict[str, list[np.ndarray]] = {}
+    fingerprint = hashlib.sha256()
+    for path in paths:
+        found = _read_part(_part(parts, path))
+        if found is None:
+            raise DataError(
+                f"{folder}: what was just noted of {shown(path)} is gone: is another process at work there?"
+            )
+        shard, extensions, arrays = found
+        shards.append(shard)
+        numbers = np.array([names.setdefault(name, len(names)) for name in extensions], dtype=np.uint16)
+        arrays["extensions"] = numbers[arrays["extensions"]] if len(extensions) else arrays["extensions"]
+        fingerprint.update(json.dumps([os.path.basename(path), extensions]).encode())
+        for name, array in arrays.items():
+            columns.setdefault(name, []).append(array)
+            if name not in ("offsets", "extensions"):
+                fingerprint.update(np.ascontiguousarray(array).tobytes())
+        fingerprint.update(numbers.tobytes())
+    joined = {name: np.concatenate(column) for name, column in columns.items()}
+    arrays = {
+        "starts": np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(joined["counts"], dtype=np.uint64)]),
+        "key_ends": np.cumsum(joined["key_sizes"], dtype=np.uint64),
+        **{name: joined[name] for name in ("kinds", "offsets", "sizes", "extensions", "keys")},
+    }
+    facts = {
+        "format": FORMAT,
+        "fingerprint": fingerprint.hexdigest()[:32],
+        "extensions": list(names),
+        "shards": [shard._asdict() for shard in shards],
+    }
+    for name, array in arrays.items():
+        staged = folder / f".{name}.{os.getpid()}.npy"
+        with staged.open("wb") as out:
+            np.save(out, array, allow_pickle=False)
+        staged.replace(folder / f"{name}.npy")
+    staged = folder / f".index.{os.getpid()}.json"
+    staged.write_text(json.dumps(facts))
+    staged.replace(folder / "index.json")
+    return open_index(folder)
+
+
+def forget(folder: Path) -> None:
+    """Remove an index and its parts."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sha256(path: str, reading: Reading) -> str:
+    blob, digest = open_blob(path, reading), hashlib.sha256()
+    for start in range(0, blob.size, 1 << 23):
+        digest.update(blob.read(start, min(1 << 23, blob.size - start)))
+    blob.close()
+    return digest.hexdigest()

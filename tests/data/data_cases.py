@@ -1,0 +1,84 @@
+"""Tiny shards and streams for the tests of the data engine, importable by name: spawned processes import it again."""
+
+import hashlib
+import io
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from PIL import Image
+
+from mmcl.dist import ONE_PROCESS, Shard
+from mmcl.types import MODALITIES, Batch, InputSpec
+from mmcl_data.build.shards import write_shards
+from mmcl_data.stream import DataConfig, ShardStream, SourceConfig
+
+SPEC = InputSpec(image_size=8, resize_mode="squash", sample_rate=8000, clip_samples=80, context_length=12)
+
+
+def png(number: int, side: int = 8) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (side, side), (number % 256, number // 256, 7)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def wav(number: int, samples: int = 80) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.linspace(0.1, 0.9, samples) * (1 + number % 5) / 5, 8000, format="WAV")
+    return buffer.getvalue()
+
+
+def sample(number: int, *, prefix: str = "", **changes: bytes | None) -> dict[str, bytes | str]:
+    """Number `number` in all three modalities; `None` leaves a member out."""
+    members = {
+        "png": png(number),
+        "wav": wav(number),
+        "txt": f"number {number}".encode(),
+        "json": json.dumps({"number": number}).encode(),
+    } | changes
+    return {"__key__": f"{prefix}{number:05d}", **{name: data for name, data in members.items() if data is not None}}
+
+
+def write(folder: Path, samples: Any, per_shard: int = 10) -> str:
+    write_shards(samples, folder, per_shard)
+    return str(folder)
+
+
+def stream(
+    sources: dict[str, str],
+    *,
+    batch: int = 8,
+    seed: int = 0,
+    shard: Shard = ONE_PROCESS,
+    bad: float = 0.01,
+    data: dict[str, Any] | None = None,
+    quarantine: Path | None = None,
+    **weights: float,
+) -> ShardStream:
+    named = {name: SourceConfig(shards=path, weight=weights.get(name, 1.0)) for name, path in sources.items()}
+    config = DataConfig(sources=named, max_bad_share=bad, **(data or {}))
+    return ShardStream(config, SPEC, batch, seed, shard, quarantine=quarantine)
+
+
+def take(made: ShardStream, count: int) -> list[Batch]:
+    return list(islice(made.batches(), count))
+
+
+def digest(batch: Batch) -> str:
+    """Of everything in a batch."""
+    found = hashlib.sha256(json.dumps([batch.keys, batch.size, batch.skipped]).encode())
+    tensors = [batch.ids, batch.seeds, *(part[name] for name in MODALITIES for part in (batch.values, batch.rows))]
+    for tensor in tensors:
+        found.update(tensor.contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return one.keys == other.keys and all(
+        torch.equal(one.values[name], other.values[name]) and torch.equal(one.rows[name], other.rows[name])
+        for name in MODALITIES
+    )
