@@ -1,24 +1,43 @@
 """One sample of a shard to the tensors of one row, or a `SampleRejected` that says where and why."""
 
 import hashlib
-import os
-from collections import OrderedDict
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mmcl.errors import DataError, SampleRejected, ShardMissing
+from mmcl.errors import ConfigError, DataError, SampleRejected
 from mmcl.types import ID_KINDS, MODALITIES, PAIRS, Batch, IdKind, InputSpec, Modality
+from mmcl_data.augment import Crop, Words
+from mmcl_data.blobs import shown
 from mmcl_data.decode import KIND_OF_EXTENSION
 from mmcl_data.decode.audio import decode_audio
-from mmcl_data.decode.image import decode_image
-from mmcl_data.decode.text import decode_caption, decode_class, decode_facts, tokenize
-from mmcl_data.scan import SampleEntry, read_sample
+from mmcl_data.decode.image import Decoder, decode_image
+from mmcl_data.decode.text import clean_caption, decode_caption, decode_class, decode_facts, pick_caption, tokenize
+from mmcl_data.scan import SampleEntry
 
-MAX_OPEN_FILES = 64
+Exif = Literal["ignore", "apply"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeConfig:
+    """How members become what a model reads, in training; evaluations decode as open_clip does."""
+
+    images: Decoder = "native"
+    """native: libjpeg and resizing on bytes by torchvision. pil: bit for bit open_clip's. draft: PIL, JPEGs decoded at
+    the half, quarter or eighth that is still large enough, for images more than twice the model's size."""
+    exif: Exif = "ignore"
+    """Whether images are turned as their EXIF says; open_clip ignores it, and so do evaluations."""
+    clean: bool = False
+    """Captions without HTML tags and entities, control characters and mojibake (by ftfy)."""
+    crop: Crop = field(default_factory=Crop)
+    words: Words = field(default_factory=Words)
+
+
+EVALUATION = DecodeConfig(images="pil")
+"""What a score is comparable under."""
 
 
 @dataclass(slots=True)
@@ -30,6 +49,8 @@ class Row:
     audio: Tensor | None = None
     caption: str | None = None
     ids: dict[IdKind, int] = field(default_factory=dict)
+    seed: int = 0
+    """63 bits that augmentation follows from."""
     facts: dict[str, Any] = field(default_factory=dict)
 
     def has(self, modality: Modality) -> bool:
@@ -37,31 +58,12 @@ class Row:
         return (self.caption if modality == "text" else getattr(self, modality)) is not None
 
 
-class ShardFiles:
-    """Open descriptors of the shards read last, so that a sample costs its reads only."""
-
-    def __init__(self) -> None:
-        self.open: OrderedDict[Path, int] = OrderedDict()
-
-    def read(self, path: Path, sample: SampleEntry) -> dict[str, bytes]:
-        """The members of one sample by extension."""
-        if path not in self.open:
-            if len(self.open) >= MAX_OPEN_FILES:
-                os.close(self.open.popitem(last=False)[1])
-            try:
-                self.open[path] = os.open(path, os.O_RDONLY)
-            except OSError as error:
-                raise ShardMissing(f"{path}: cannot be opened any more: {error}") from error
-        self.open.move_to_end(path)
-        try:
-            return read_sample(self.open[path], path, sample)
-        except OSError as error:
-            raise DataError(f"{path}: sample {sample.key!r} cannot be read: {error}") from error
-
-
-def modalities_of(sample: SampleEntry) -> set[str]:
-    """Modalities that the extensions of a sample promise."""
-    return {KIND_OF_EXTENSION.get(extension, "") for extension in sample.extensions} & set(MODALITIES)
+def modalities_of(sample: SampleEntry, captions: Mapping[str, float] | None = None) -> set[str]:
+    """Modalities that the extensions of a sample promise; with `captions` in its facts, those promise a text too."""
+    kinds = {KIND_OF_EXTENSION.get(extension, "") for extension in sample.extensions}
+    if captions and "facts" in kinds:
+        kinds.add("text")
+    return kinds & set(MODALITIES)
 
 
 def is_usable(modalities: set[str]) -> bool:
@@ -69,32 +71,84 @@ def is_usable(modalities: set[str]) -> bool:
     return any(modalities.issuperset(pair) for pair in PAIRS.values())
 
 
-def decode_row(
-    path: Path, key: str, members: dict[str, bytes], spec: InputSpec, *, start: float, with_facts: bool = False
-) -> Row:
-    """Decode what a model reads of one sample; sounds longer than a clip begin at `start` in [0, 1].
+def check_captions(where: str, captions: Mapping[str, float]) -> None:
+    """Raise `ConfigError` unless these are fields of captions with weights."""
+    if any(not weight > 0 for weight in captions.values()):
+        raise ConfigError(
+            f"{where}.captions={dict(captions)}: expected positive weights of `txt` and fields of the json"
+        )
 
-    Members of unknown extensions are not touched. The first member of a kind counts.
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Draw:
+    """What a row's random choices follow from."""
+
+    seed: int
+    """Of the sample in its epoch: nothing depends on who decodes it."""
+    captions: Mapping[str, float] = field(default_factory=dict)
+    """Fields of the json that may hold its caption, and `txt`, by weight; none is the txt member alone."""
+
+
+def decode_row(
+    path: str,
+    key: str,
+    members: Mapping[str, bytes],
+    spec: InputSpec,
+    *,
+    start: float | None = None,
+    draw: Draw | None = None,
+    config: DecodeConfig = EVALUATION,
+    with_facts: bool = False,
+) -> Row:
+    """Decode what a model reads of one sample, of a kind the first member. Unknown extensions are not touched.
+
+    Args:
+        path: of the shard.
+        key: of the sample.
+        members: by extension.
+        spec: what the model reads.
+        start: where sounds longer than a clip begin, in [0, 1]; with None `draw` says.
+        draw: with one, crops, captions and words are drawn from it; without, nothing is.
+        config: how to decode.
+        with_facts: also the json member and the class.
 
     Raises:
         SampleRejected: any member that is used cannot be.
     """
-    row = Row(key=f"{path.name}#{key}")
+    row = Row(key=f"{shown(path).rpartition('/')[2]}#{key}")
+    seed = draw.seed if draw else 0
+    start = (config.crop.place(seed) if draw else 0.0) if start is None else start
     try:
+        facts: dict[str, Any] = {}
         for extension, data in members.items():
             kind = KIND_OF_EXTENSION.get(extension)
             if kind == "image" and row.image is None:
-                row.image, row.ids["image"] = decode_image(data, spec), hash_of(data)
+                box = config.crop.box(seed) if draw else None
+                row.image = decode_image(data, spec, decoder=config.images, exif=config.exif, box=box)
+                row.ids["image"] = hash_of(data)
             elif kind == "audio" and row.audio is None:
                 row.audio = decode_audio(data, spec, start)
             elif kind == "text" and row.caption is None:
                 row.caption = decode_caption(data)
-                row.ids["caption"] = hash_of(" ".join(row.caption.casefold().split()).encode())
-            elif with_facts:
-                row.facts |= _facts(kind, data)
+            elif with_facts or (kind == "facts" and draw and draw.captions):
+                facts |= _facts(kind, data)
+        if draw and draw.captions:
+            row.caption = pick_caption(row.caption, facts, draw.captions, seed)
+        _finish_caption(row, config, draw)
+        row.facts = facts if with_facts else {}
     except DataError as error:
-        raise SampleRejected(path, key, str(error)) from error
+        raise SampleRejected(shown(path), key, str(error)) from error
     return row
+
+
+def _finish_caption(row: Row, config: DecodeConfig, draw: Draw | None) -> None:
+    if row.caption is None:
+        return
+    if config.clean:
+        row.caption = clean_caption(row.caption)
+    row.ids["caption"] = hash_of(" ".join(row.caption.casefold().split()).encode())
+    if draw:
+        row.caption = config.words.changed(row.caption, draw.seed)
 
 
 def hash_of(data: bytes) -> int:
@@ -110,8 +164,8 @@ def _facts(kind: str | None, data: bytes) -> dict[str, Any]:
     return {}
 
 
-def collate(rows: list[Row], spec: InputSpec, skipped: int = 0) -> Batch:
-    """Rows to a batch. Rejected samples are rows without values, so that the size of a batch never changes."""
+def collate(rows: Sequence[Row], spec: InputSpec, skipped: int = 0) -> Batch:
+    """Rows to a batch."""
     values: dict[Modality, Tensor] = spec.nothing()
     indices: dict[Modality, Tensor] = {}
     for modality in MODALITIES:
@@ -128,7 +182,29 @@ def collate(rows: list[Row], spec: InputSpec, skipped: int = 0) -> Batch:
         ids=torch.tensor([[row.ids.get(kind, -1) for kind in ID_KINDS] for row in rows], dtype=torch.long).reshape(
             -1, len(ID_KINDS)
         ),
+        seeds=torch.tensor([row.seed for row in rows], dtype=torch.long),
         keys=tuple(row.key for row in rows),
         facts=tuple(row.facts for row in rows),
         skipped=skipped,
+    )
+
+
+def joined(parts: Sequence[Batch]) -> Batch:
+    """Batches one after another, as one."""
+    if len(parts) == 1:
+        return parts[0]
+    starts = [sum(part.size for part in parts[:number]) for number in range(len(parts))]
+    return replace(
+        parts[0],
+        size=sum(part.size for part in parts),
+        values={name: torch.cat([part.values[name] for part in parts]) for name in MODALITIES},
+        rows={
+            name: torch.cat([part.rows[name] + start for part, start in zip(parts, starts, strict=True)])
+            for name in MODALITIES
+        },
+        ids=torch.cat([part.ids for part in parts]),
+        seeds=torch.cat([part.seeds for part in parts]),
+        keys=tuple(key for part in parts for key in part.keys),
+        facts=tuple(facts for part in parts for facts in part.facts),
+        skipped=sum(part.skipped for part in parts),
     )

@@ -1,4 +1,6 @@
-"""One image file to the uint8 square that a model reads, bit for bit as open_clip 3.3 prepares it for evaluation.
+"""One image file to the uint8 square that a model reads.
+
+With `pil`, bit for bit as open_clip 3.3 prepares it for evaluation:
 
     shortest   shorter side to `image_size`, centre crop
     longest    longer side to `image_size`, black on both sides of the shorter one
@@ -10,36 +12,61 @@ differ on purpose: transparent ones lie on white (open_clip shows whatever colou
 palette and two-tone ones are interpolated (in their own mode PIL takes the nearest pixel), and 16-bit grey is scaled
 (PIL turns nearly all of it white).
 
+With `native`, libjpeg and libpng by torchvision, and its resizing on bytes, for what those hold plainly: RGB and grey
+pictures of 8 bits. The pixels are PIL's within a few thousandths on average, in a third of the time. All other kinds go
+through PIL. With `draft`, PIL decodes a JPEG at the half, quarter or eighth of its size that is still large enough,
+which is quicker where images are much larger than the model's, and a little less sharp.
+
 Only JPEG, PNG and WebP are opened, single frames of at most 64 megapixels: PIL knows some forty formats, one of which
 starts ghostscript, and a few hundred bytes can ask for gigabytes.
 """
 
 from io import BytesIO
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from mmcl.errors import DataError
 from mmcl.types import InputSpec
+from mmcl_data.augment import Box
 
+Decoder = Literal["native", "pil", "draft"]
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 64 * 10**6
 
 
-def decode_image(data: bytes, spec: InputSpec) -> UInt8[Tensor, "3 h w"]:
+def decode_image(
+    data: bytes, spec: InputSpec, *, decoder: Decoder = "pil", exif: str = "ignore", box: Box | None = None
+) -> UInt8[Tensor, "3 h w"]:
     """The image in `data`, RGB, `h = w = spec.image_size`, 0..255.
+
+    Args:
+        data: a file.
+        spec: what the model reads.
+        decoder: `pil`, `native` or `draft`.
+        exif: `apply` turns the image as its EXIF says.
+        box: the part that is shown, stretched to the square; None is the whole, as `spec.resize_mode` says.
 
     Raises:
         DataError: not a whole JPEG, PNG or WebP, animated, above 64 megapixels, or too narrow to be resized.
     """
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:  # reads the header only
             _check(image)
+            turned = exif == "apply" and image.getexif().get(_ORIENTATION, 1) != 1
+            if decoder == "native" and not turned and _is_plain(image):
+                return _native(data, image.size, spec, box)
+            if decoder == "draft" and image.format == "JPEG":
+                part = box.pixels(*image.size) if box else (0, 0, *image.size)
+                enough = 2 * spec.image_size * max(image.size) // max(1, min(part[2] - part[0], part[3] - part[1]))
+                image.draft(None, (enough, enough))
             image.load()
-            square = _resize(_opaque(image), spec)
+            seen = _opaque(ImageOps.exif_transpose(image) if turned else image)
+            square = _resize(seen.crop(box.pixels(*seen.size)) if box else seen, spec, squash=box is not None)
     except (DataError, MemoryError):
         raise
     except UnidentifiedImageError as error:  # its own text holds an address, which differs from run to run
@@ -47,6 +74,38 @@ def decode_image(data: bytes, spec: InputSpec) -> UInt8[Tensor, "3 h w"]:
     except Exception as error:  # PIL's plugins raise anything from SyntaxError to struct.error on hostile bytes
         raise DataError(f"not a readable JPEG, PNG or WebP image: {error or type(error).__name__}") from error
     return torch.from_numpy(np.array(square.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+_ORIENTATION = 0x0112
+
+
+def _is_plain(image: Image.Image) -> bool:
+    """Whether torchvision's decoders give what PIL gives."""
+    return image.format in ("JPEG", "MPO", "PNG") and image.mode in ("RGB", "L") and not image.has_transparency_data
+
+
+def _native(data: bytes, size: tuple[int, int], spec: InputSpec, box: Box | None) -> UInt8[Tensor, "3 h w"]:
+    from torchvision.io import ImageReadMode  # loads the operators
+    from torchvision.transforms.v2 import functional as images
+
+    held = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    decode = torch.ops.image.decode_png if data[:4] == b"\x89PNG" else torch.ops.image.decode_jpeg
+    pixels = decode(held, ImageReadMode.RGB.value)
+    if tuple(pixels.shape[1:]) != (size[1], size[0]):
+        raise DataError(
+            f"not a readable image: its header says {size[0]}x{size[1]} pixels, it holds {tuple(pixels.shape)}"
+        )
+    if box:
+        left, top, right, bottom = box.pixels(*size)
+        pixels, plan = pixels[:, top:bottom, left:right], _Plan((spec.image_size, spec.image_size), 0, 0)
+    else:
+        plan = _plan(*size, spec)
+    width, height = plan.size
+    if tuple(pixels.shape[1:]) != (height, width):
+        pixels = images.resize(pixels, [height, width], interpolation=images.InterpolationMode.BICUBIC, antialias=True)
+    if plan.left or plan.top or plan.size != (spec.image_size, spec.image_size):
+        pixels = images.crop(pixels, plan.top, plan.left, spec.image_size, spec.image_size)
+    return pixels.contiguous()
 
 
 def _check(image: Image.Image) -> None:
@@ -68,8 +127,16 @@ def _opaque(image: Image.Image) -> Image.Image:
     return image if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB")
 
 
-def _resize(image: Image.Image, spec: InputSpec) -> Image.Image:
-    side, (width, height) = spec.image_size, image.size
+class _Plan(NamedTuple):
+    """How an image becomes a square: resized, then cut out at an offset, with zeros where that lies outside."""
+
+    size: tuple[int, int]
+    left: int
+    top: int
+
+
+def _plan(width: int, height: int, spec: InputSpec) -> _Plan:
+    side = spec.image_size
     if spec.resize_mode == "squash":
         size = (side, side)
     elif spec.resize_mode == "shortest":
@@ -79,9 +146,17 @@ def _resize(image: Image.Image, spec: InputSpec) -> Image.Image:
         size = (round(width / ratio), round(height / ratio))
     if min(size) < 1 or size[0] * size[1] > MAX_PIXELS:
         raise DataError(f"an image of {width}x{height} pixels is too narrow to be resized to {side} pixels")
-    resized = image.resize(size, Image.Resampling.BICUBIC)
     left, top = (_offset(length, side) for length in size)
-    return resized.crop((left, top, left + side, top + side))  # PIL fills what lies outside with zeros
+    return _Plan(size, left, top)
+
+
+def _resize(image: Image.Image, spec: InputSpec, *, squash: bool) -> Image.Image:
+    side = spec.image_size
+    plan = _Plan((side, side), 0, 0) if squash else _plan(*image.size, spec)
+    resized = image.resize(plan.size, Image.Resampling.BICUBIC)
+    return resized.crop(
+        (plan.left, plan.top, plan.left + side, plan.top + side)
+    )  # PIL fills what lies outside with zeros
 
 
 def _shortest(width: int, height: int, side: int) -> tuple[int, int]:

@@ -5,10 +5,13 @@ member from costing more than a normal one: byte-pair encoding takes seconds for
 nest without end.
 """
 
+import bisect
+import html
+import itertools
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +20,7 @@ from torch import Tensor
 
 from mmcl.errors import DataError
 from mmcl.types import InputSpec
+from mmcl_data.order import mix, uniform
 
 if TYPE_CHECKING:
     from open_clip.tokenizer import SimpleTokenizer
@@ -25,6 +29,10 @@ MAX_FACTS_BYTES = 10**6
 MAX_WORD = 1000
 """Characters of one run of letters or of signs: the cost of encoding a word grows with its square."""
 _MAX_CACHED_WORDS = 200_000
+_CAPTION = 4
+"""What a draw of this module is for, as in `augment`."""
+_TAG = re.compile(r"<[^<>]{1,1000}>")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\ufeff\ufffd]")
 _WORD = re.compile(r"[^\W\d_]+|[^\w\s]+")
 
 
@@ -34,12 +42,70 @@ def decode_caption(data: bytes, max_bytes: int = 65536) -> str:
     Raises:
         DataError: above `max_bytes`, not UTF-8 (names the byte), empty, or with a word above 1000 characters.
     """
-    caption = _utf8(data, max_bytes, "the caption").strip()
+    return check_caption(_utf8(data, max_bytes, "the caption"))
+
+
+def check_caption(caption: str) -> str:
+    """The caption without surrounding white space.
+
+    Raises:
+        DataError: empty, or with a word above 1000 characters.
+    """
+    caption = caption.strip()
     if not caption:
         raise DataError("the caption is empty")
     if (longest := max((len(word) for word in _WORD.findall(caption)), default=0)) > MAX_WORD:
         raise DataError(f"the caption holds a word of {longest} characters, over the limit of {MAX_WORD}")
     return caption
+
+
+def pick_caption(caption: str | None, facts: Mapping[str, Any], weights: Mapping[str, float], seed: int) -> str:
+    """One of the captions that a sample has, by the weights of their fields and the sample's seed.
+
+    Args:
+        caption: the txt member, under the name `txt`.
+        facts: the json member; a field holds a caption or a list of them, of which one is drawn.
+        weights: of fields.
+        seed: of the sample.
+
+    Raises:
+        DataError: it has none of these fields, or one that is no caption.
+    """
+    held = facts if caption is None else {**facts, "txt": caption}
+    there = [name for name in weights if held.get(name)]
+    if not there:
+        raise DataError(f"none of the fields that may hold a caption: {', '.join(weights)}")
+    draws = uniform(mix(seed, _CAPTION), 2)
+    place = bisect.bisect_right(
+        list(itertools.accumulate(weights[name] for name in there)), draws[0] * _total(weights, there)
+    )
+    found = held[there[min(place, len(there) - 1)]]
+    if isinstance(found, list) and found:
+        found = found[int(draws[1] * len(found))]
+    if not isinstance(found, str):
+        raise DataError(
+            f"the field {there[min(place, len(there) - 1)]!r} holds a {type(found).__name__}, not a caption"
+        )
+    return check_caption(found)
+
+
+def _total(weights: Mapping[str, float], names: Sequence[str]) -> float:
+    return sum(weights[name] for name in names)
+
+
+def clean_caption(caption: str) -> str:
+    """Without HTML tags and entities, control characters and mojibake, white space made single.
+
+    Raises:
+        DataError: nothing is left.
+    """
+    import ftfy
+
+    text = ftfy.fix_text(html.unescape(html.unescape(_TAG.sub(" ", caption))))
+    text = " ".join(_CONTROL.sub(" ", _TAG.sub(" ", text)).split())
+    if not text:
+        raise DataError("nothing of the caption is left once it is cleaned")
+    return text
 
 
 def decode_facts(data: bytes) -> dict[str, Any]:
