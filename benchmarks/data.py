@@ -23,6 +23,7 @@ from mmcl.types import InputSpec
 from mmcl_data.build.shards import write_shards
 from mmcl_data.build.world import WorldConfig, make_world
 from mmcl_data.build.world.samples import Job, make_samples
+from mmcl_data.samples import DecodeConfig
 from mmcl_data.stream import DataConfig, ShardStream, SourceConfig
 
 WORLD = WorldConfig()
@@ -90,18 +91,15 @@ def make_shards(folder: Path, samples: int) -> Path:
 
 def compare(folder: Path, args: Any) -> dict[str, Result]:
     """One epoch of each contestant a round."""
-    config = DataConfig(sources={"world": SourceConfig(shards=str(folder))})
+    config = DataConfig(sources={"world": SourceConfig(shards=str(folder))}, decode=DecodeConfig(images="pil"))
     stream = ShardStream(config, SPEC, args.batch_size, seed=0)
     plain = Plain([str(path) for path in sorted(folder.glob("*.tar"))], args.batch_size)
     in_memory = list(plain.raw())
     per_epoch = args.samples // args.batch_size
-    epoch = 0
+    batches = stream.batches()
 
     def ours() -> list[Any]:
-        nonlocal epoch
-        batches = stream.batches(epoch * per_epoch)  # each round another epoch, in another order
-        epoch += 1
-        return [next(batches).values for _ in range(per_epoch)]
+        return [next(batches).values for _ in range(per_epoch)]  # each round another epoch, in another order
 
     def theirs() -> list[TENSORS]:
         return list(plain.batches(plain.raw()))

@@ -55,6 +55,7 @@ class TowersEncoder:
                 values=values,
                 rows={"image": nobody, "text": torch.arange(len(tokens)), "audio": nobody},
                 ids=torch.full((len(tokens), len(ID_KINDS)), -1),
+                seeds=torch.zeros(len(tokens), dtype=torch.long),
             )
             parts.append(self.embed(batch).values["text"])
         return torch.cat(parts)

@@ -10,6 +10,7 @@ from torch.multiprocessing.spawn import spawn
 
 from mmcl.checkpoint import Saved
 from mmcl.dist import ONE_PROCESS, Shard, connect, disconnect, free_port
+from mmcl.errors import CheckpointError
 from mmcl.model import ModelConfig, ThreeTowers, input_spec
 from mmcl.towers import AudioConfig
 from mmcl.types import ID_KINDS, MODALITIES, Batch
@@ -50,6 +51,7 @@ def fake_batch(
         values={name: everything[name][rows][present[name]] for name in MODALITIES},
         rows={name: present[name].nonzero().flatten() for name in MODALITIES},
         ids=fake_ids(seed, size)[rows],
+        seeds=fake_ids(seed, size)[rows, 0],
     )
 
 
@@ -64,11 +66,22 @@ class FakeStream:
     def __init__(self, config: ModelConfig, batch_size: int = 12, shard: Shard = ONE_PROCESS) -> None:
         self.config, self.batch_size, self.shard = config, batch_size, shard
 
-    @property
-    def identity(self) -> dict[str, str | int | float]:
-        return {"kind": "fake", "batch_size": self.batch_size}
+        self.number = 0
 
-    def batches(self, start: int) -> Iterator[Batch]:
+    def at(self, number: int) -> "FakeStream":
+        """Itself, where batch `number` is the next one."""
+        self.number = number
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batch_size": self.batch_size, "number": self.number}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state["batch_size"] != self.batch_size:
+            raise CheckpointError(f"batch_size was {state['batch_size']} and is {self.batch_size}")
+        self.number = state["number"]
+
+    def batches(self) -> Iterator[Batch]:
         own = self.batch_size // self.shard.world
         rows = slice(self.shard.rank * own, (self.shard.rank + 1) * own)
         masks = {
@@ -76,8 +89,8 @@ class FakeStream:
             for lacking, name in enumerate(MODALITIES)
         }
         while True:
-            yield fake_batch(self.config, masks, seed=start, rows=rows)
-            start += 1
+            self.number += 1
+            yield fake_batch(self.config, masks, seed=self.number - 1, rows=rows)
 
 
 class MemoryCheckpoints:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mmcl.augment import AugmentConfig, augment
 from mmcl.checkpoint import Checkpoints
 from mmcl.engine import Engine
 from mmcl.errors import CheckpointError, ConfigError, NonFiniteLoss
@@ -23,6 +24,7 @@ from mmcl.objective import Objective
 from mmcl.optim import OptimConfig, learning_rate
 from mmcl.types import Batch, Embeddings, Encoder, Evaluator, Learned, Stream
 
+NO_CHANGES = AugmentConfig()
 OBJECTIVE = "objective/"
 """Before the names of an objective's tensors in a checkpoint."""
 
@@ -162,15 +164,7 @@ def resume(engine: Engine, checkpoints: Checkpoints, stream: Stream, objective: 
         )
     if saved is None:
         return 0
-    then, now = saved.facts["stream"], dict(stream.identity)
-    changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
-    if changed:
-        name = changed[0]
-        raise CheckpointError(
-            f"the order of samples is not the one of the checkpoint at step {saved.step}: {name} was "
-            f"{then.get(name)!r} and is {now.get(name)!r} (changed: {', '.join(changed)}); restore it, "
-            "or start a new run directory"
-        )
+    stream.load_state_dict(saved.facts["stream"])
     kept = {name: tensor for name, tensor in saved.state.items() if name.startswith(OBJECTIVE)}
     objective.load({name.removeprefix(OBJECTIVE): tensor for name, tensor in kept.items()})
     engine.load({name: tensor for name, tensor in saved.state.items() if name not in kept}, saved.step)
@@ -186,6 +180,7 @@ def train(  # noqa: PLR0913 (the parts of a run, each a seam)
     objective: Objective,
     checkpoints: Checkpoints,
     metrics: MetricsFile,
+    changes: AugmentConfig = NO_CHANGES,
     evaluators: Sequence[Evaluator] = (),
     encoder: Encoder | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -200,13 +195,13 @@ def train(  # noqa: PLR0913 (the parts of a run, each a seam)
     step = checked = resume(engine, checkpoints, stream, objective)
     metrics.rewind(step)
     progress = Progress("step", config.steps, enabled=shard.rank == 0, start=step)
-    batches = stream.batches(step)
+    batches = stream.batches()
     lap = Lap(time.monotonic())
     stopping = step >= config.steps
     while not stopping:
         # the stream may wait for disks; nothing else happens meanwhile
         waited = time.monotonic()
-        batch = next(batches).to(device)
+        batch = augment(next(batches).to(device), changes)
         lap.waited += time.monotonic() - waited
         lap.samples += batch.size - batch.skipped
         lap.skipped += batch.skipped
@@ -232,7 +227,7 @@ def train(  # noqa: PLR0913 (the parts of a run, each a seam)
             paused = time.monotonic()
             state = engine.state(step) | {OBJECTIVE + name: tensor for name, tensor in objective.state().items()}
             if shard.rank == 0:
-                checkpoints.save(step, state, {"stream": dict(stream.identity)})
+                checkpoints.save(step, state, {"stream": stream.state_dict()})
             shard.wait()
             lap.pause(paused)
 

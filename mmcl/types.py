@@ -64,12 +64,14 @@ class Batch:
     ids: Int[Tensor, "b k"]
     """A column for each of ID_KINDS: the number of the sample in the data, which never changes; hashes of the caption
     and of the image, -1 where there is none. Equal ids are equal things."""
+    seeds: Int[Tensor, " b"]
+    """What is random about a row follows from its seed: another one for the same sample in another epoch."""
     keys: tuple[str, ...] = ()
     """Where each row came from, `shard#key`."""
     facts: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
     """The json member of each row."""
     skipped: int = 0
-    """Samples that belonged here and were rejected."""
+    """Samples that belonged here and could not be used; others took their places."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
@@ -78,6 +80,7 @@ class Batch:
             values={name: value.to(device, non_blocking=True) for name, value in self.values.items()},
             rows={name: rows.to(device, non_blocking=True) for name, rows in self.rows.items()},
             ids=self.ids.to(device, non_blocking=True),
+            seeds=self.seeds.to(device, non_blocking=True),
         )
 
 
@@ -125,15 +128,22 @@ class Score:
 
 
 class Stream(Protocol):
-    """Training data as a pure function of the batch number: batch `k` is the same whenever and wherever it is read."""
+    """Training data in an order that can be gone on with anywhere."""
 
-    @property
-    def identity(self) -> Mapping[str, str | int | float]:
-        """Everything the order of samples follows from; a run resumes only if it is unchanged."""
+    def batches(self) -> Iterator[Batch]:
+        """This rank's rows of the global batches from where the stream stands, without end."""
         ...
 
-    def batches(self, start: int) -> Iterator[Batch]:
-        """This rank's rows of the global batches `start`, `start + 1`, ... without end."""
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands: behind the batch that was given last. JSON, the same on all ranks."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there.
+
+        Raises:
+            CheckpointError: the order is not the one of the state; names what changed.
+        """
         ...
 
 

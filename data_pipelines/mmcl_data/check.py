@@ -7,11 +7,11 @@ that has to be mended.
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 from mmcl.errors import DataError, ShardDamaged
 from mmcl.types import PAIRS, InputSpec
+from mmcl_data.blobs import Blobs
 from mmcl_data.decode import KIND_OF_EXTENSION, Kind
 from mmcl_data.decode.audio import decode_audio
 from mmcl_data.decode.image import decode_image
@@ -33,7 +33,7 @@ _ANY_SPEC = InputSpec(
 class Problem(NamedTuple):
     """Something that training would stop at or skip."""
 
-    shard: Path
+    shard: str
     key: str | None
     """Of the sample; None where the whole shard is concerned."""
     cause: str
@@ -80,17 +80,17 @@ def check_source(
     return report
 
 
-def _check_shard(shard: Path, spec: InputSpec, report: CheckReport, on_problem: Callable[[Problem], None]) -> None:
+def _check_shard(shard: str, spec: InputSpec, report: CheckReport, on_problem: Callable[[Problem], None]) -> None:
     scan = scan_shard(shard)
     report.unread[""] += len(scan.ignored)
-    with open(shard, "rb", buffering=0) as file:
-        for sample in scan.samples:
-            causes = _check_sample(sample, read_sample(file.fileno(), shard, sample), spec, report)
-            report.samples += 1
-            report.problems += len(causes)
-            report.bad_samples += bool(causes)
-            for cause in causes:
-                on_problem(Problem(shard, sample.key, cause))
+    blobs = Blobs()
+    for sample in scan.samples:
+        causes = _check_sample(sample, read_sample(blobs, shard, sample), spec, report)
+        report.samples += 1
+        report.problems += len(causes)
+        report.bad_samples += bool(causes)
+        for cause in causes:
+            on_problem(Problem(shard, sample.key, cause))
 
 
 def _check_sample(

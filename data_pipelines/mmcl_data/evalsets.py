@@ -8,9 +8,10 @@ from pathlib import Path
 
 from mmcl.errors import DataError, NoUsableSamples, SampleRejected, ShardMissing
 from mmcl.types import Batch, InputSpec, Modality
+from mmcl_data.blobs import Blobs
 from mmcl_data.decode.text import decode_caption
-from mmcl_data.samples import ShardFiles, collate, decode_row, modalities_of
-from mmcl_data.scan import expand_shards, scan_shard
+from mmcl_data.samples import collate, decode_row, modalities_of
+from mmcl_data.scan import expand_shards, read_sample, scan_shard
 
 log = logging.getLogger("mmcl.data")
 
@@ -40,7 +41,7 @@ class EvalBatches:
             raise NoUsableSamples(f"{shards}: no sample has all of {', '.join(needs)}")
         count = min(len(found), len(found) if limit is None else limit)
         self.samples = [found[place * len(found) // count] for place in range(count)]
-        self.files = ShardFiles()
+        self.blobs = Blobs()
         self.skipped = 0
         """Samples that could not be decoded, in the last pass."""
         self.sha256 = ""
@@ -52,7 +53,7 @@ class EvalBatches:
             rows, before = [], self.skipped
             for path, sample in self.samples[first : first + self.batch_size]:
                 try:
-                    members = self.files.read(path, sample)
+                    members = read_sample(self.blobs, path, sample)
                     for name, content in ((sample.key, b""), *members.items()):
                         digest.update(f"{name} {len(content)}\n".encode() + content)
                     rows.append(decode_row(path, sample.key, members, self.spec, start=0.5, with_facts=True))

@@ -1,38 +1,45 @@
-"""Shards to training batches: which sample stands where is a function of seed, sources and batch number alone.
+"""Shards to training batches: which sample stands where follows from seed, sources and a cursor of a few numbers.
 
-    sources --scan--> samples --epoch permutation--> positions --quota per batch--> rows --rank's share--> Batch
+    sources --index--> samples --order--> lanes --quotas--> slots of a step --rank's share--> rows --workers--> Batch
 
-Each source is an endless sequence of epochs, each a permutation of all its samples. Batch `k` takes a fixed number of
-positions from every source, so that the mixture is exact in the long run, and rank r of W takes every W-th row, so
-that all ranks see the same mixture and the global batch does not depend on W. Stages are plain generators joined in a
-webdataset `DataPipeline`; members are read by offset and not by iterating over the tar, because that is what makes a
-position addressable, and because tar iteration ends without a word where a shard is damaged.
+A step has slots: a slot takes one place from each lane of a source. How many slots a source gets is a rounded share of
+a running total, so that a mixture is exact in the long run; the global batch is all slots of all lanes, lane by lane,
+and rank r of W takes the r-th of W equal parts of it. So a batch is the same for any number of ranks and of workers,
+and when the number of lanes is a multiple of W every rank has the same number of rows of every source.
+
+The cursor counts what was taken: slots of each source, and the running total. It is the whole state.
 """
 
-import hashlib
 import itertools
+import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from webdataset.pipeline import DataPipeline
 
 from mmcl.dist import ONE_PROCESS, Shard
-from mmcl.errors import ConfigError, NoUsableSamples, SampleRejected, TooManyBadSamples
+from mmcl.errors import CheckpointError, ConfigError, NoUsableSamples, TooManyBadSamples
 from mmcl.types import Batch, InputSpec
-from mmcl_data.samples import Row, ShardFiles, collate, decode_row, is_usable, modalities_of
-from mmcl_data.scan import SampleEntry, expand_shards, scan_shard
+from mmcl_data.blobs import Reading
+from mmcl_data.decode import Kind
+from mmcl_data.index import KINDS, Index, fresh_index, index_folder, open_index
+from mmcl_data.order import VERSION, Order, Places, mix
+from mmcl_data.samples import DecodeConfig, check_captions, is_usable, joined
+from mmcl_data.workers import Kind as WorkerKind
+from mmcl_data.workers import Pile, Quarantined, Recipe, Task, Workers, kind_names
 
 log = logging.getLogger("mmcl.data")
 
-ORDER_VERSION = 1
-"""Of the order function: a run resumes only under the version it started with."""
-
-NAMED = 20
-"""Samples of a source without two modalities that the log names; the others it counts."""
+Policy = Literal["stratified", "homogeneous", "fixed"]
+AUTO_LANES = 8
+"""Lanes at most where none are asked for: what the usual numbers of ranks divide."""
+AUTO_SLOTS = 4
+"""For each source, at least, where there are several; else one lane, and batches as even as they can be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,19 +47,54 @@ class SourceConfig:
     """One set of shards."""
 
     shards: str
-    """A tar, a directory, a glob or a brace pattern."""
+    """A tar, a directory, a glob or a brace pattern; local, or behind http(s)://, s3:// or hf://."""
     weight: float = 1.0
-    """Share of every batch, relative to the other sources."""
+    """Share of the rows, relative to the other sources."""
+    index: str = ""
+    """Folder of its index; by default `.mmcl-index` beside local shards. Made at the start where it is missing."""
+    captions: dict[str, float] = field(default_factory=dict)
+    """Fields of the json member that may hold the caption, and `txt`, with weights by which one is drawn each epoch; a
+    field may hold a list. Empty is the txt member."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What is trained on."""
+    """What is trained on, in which order, and how it is read."""
 
     sources: dict[str, SourceConfig]
     """By name, so that each can be overridden: `--data.sources.NAME.shards PATH`."""
+    policy: Policy = "stratified"
+    """stratified: every batch has rows of every source. homogeneous: a batch is of one source, for more negatives of a
+    kind. fixed: as stratified, with the same number of rows of each in every batch, which rounds the weights."""
+    lanes: int = 0
+    """Rows that go through the data side by side; divides the batch, and should be a multiple of the ranks. 0 is the
+    largest divisor of the batch up to 8, or 1 for a small batch of several sources. A run keeps its lanes, also when
+    its batch size changes."""
+    slice_size: int = 1
+    """Samples that lie together and are read together, and so are near each other in the order. 1 mixes best and is for
+    local disks; 64 or more for remote shards."""
+    window: int = 4096
+    """Places of a lane that are shuffled among each other where slice_size is above 1. What is read and not used yet is
+    bounded by lanes x window samples."""
+    workers: int = 0
+    """That decode, for each rank; 0 decodes between two steps."""
+    worker_kind: WorkerKind = "processes"
+    """processes outlive a decoder that crashes; threads are lighter."""
+    ahead: int = 3
+    """Batches that workers are at before they are asked for."""
+    worker_timeout_s: float = 120.0
+    """A chunk of rows that takes a worker process longer holds a sample that is left out."""
     max_bad_share: float = 0.01
-    """The run ends when more of the samples than this cannot be decoded; until then they are left out and logged."""
+    """The run ends when more of the samples than this cannot be decoded; until then others take their place."""
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+    cache: str = ""
+    """Folder that keeps what was read of remote shards; empty keeps nothing."""
+    cache_gb: float = 50.0
+    """Kept there at most."""
+    retries: int = 6
+    """Times that a read which failed is tried again, later and later, before the run ends."""
+    reseed: bool = False
+    """A run may go on with other data, another mixture or seed: it begins a new order where the old one was left."""
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -60,150 +102,357 @@ class DataConfig:
         for name, source in self.sources.items():
             if not (math.isfinite(source.weight) and source.weight > 0):
                 raise ConfigError(f"data.sources.{name}.weight={source.weight} must be a positive number")
+            check_captions(f"data.sources.{name}", source.captions)
         if not 0 <= self.max_bad_share <= 1:
             raise ConfigError(f"data.max_bad_share={self.max_bad_share} must lie in [0, 1]")
+        self._check_numbers()
 
+    def _check_numbers(self) -> None:
+        least = {"slice_size": 1, "window": 1, "ahead": 1, "lanes": 0, "workers": 0, "retries": 0}
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                raise ConfigError(f"data.{name}={getattr(self, name)} must be at least {number}")
+        for name in ("worker_timeout_s", "cache_gb"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"data.{name}={getattr(self, name)} must be positive")
+        if self.window < self.slice_size:
+            raise ConfigError(f"data.window={self.window} is smaller than data.slice_size={self.slice_size}")
 
-@dataclass(frozen=True, slots=True)
-class Position:
-    """The sample at one place of the order."""
-
-    path: Path
-    sample: SampleEntry
-    seeds: tuple[int, ...]
-    """What the sample's own random choices follow from."""
-    number: int
-    """Of the sample among all samples of all sources, the same in every epoch."""
+    @property
+    def reading(self) -> Reading:
+        """How shards are read."""
+        return Reading(
+            retries=self.retries,
+            cache=Path(self.cache) if self.cache else None,
+            cache_bytes=int(self.cache_gb * 1e9),
+            block_bytes=0 if self.slice_size == 1 else 4 * 2**20,
+        )
 
 
 class Source:
-    """All usable samples of some shards, and their order in any epoch."""
+    """The samples of some shards that can be trained on."""
 
-    def __init__(self, name: str, config: SourceConfig, number: int, seed: int, tell: bool = True) -> None:
-        self.name, self.number, self.seed = name, number, seed
-        scans = [scan_shard(path) for path in expand_shards(config.shards)]
-        found = [(scan.path, sample) for scan in scans for sample in scan.samples]
-        self.samples = [entry for entry in found if is_usable(modalities_of(entry[1]))]
-        dropped = [entry for entry in found if not is_usable(modalities_of(entry[1]))]
-        for path, sample in dropped[:NAMED] if tell else ():
-            members = ", ".join(sample.extensions)
-            log.warning("left out: %s: sample %r: no two of image, text and audio, only %s", path, sample.key, members)
-        if dropped and tell:
-            log.warning("source %s: %d of %d samples are left out for that reason", name, len(dropped), len(found))
-        if not self.samples:
+    def __init__(self, name: str, config: SourceConfig, number: int, reading: Reading, tell: bool = True) -> None:
+        self.name, self.config, self.number = name, config, number
+        self.index = find_index(config, reading)
+        kinds = self.index.kinds
+        usable = np.array([_is_usable(bits, config) for bits in range(1 << len(KINDS))])
+        counts = np.bincount(kinds, minlength=len(usable))
+        dropped = int(counts[~usable].sum())
+        self.samples: Places | None = np.flatnonzero(usable[kinds]) if dropped else None
+        """Numbers of those that can be used; None where all can."""
+        if len(self) == 0:
             raise NoUsableSamples(
-                f"source {name!r} ({config.shards}): none of its {len(found)} samples has two of image (jpg, png, "
-                "webp), text (txt) and audio (flac, wav, ogg, mp3)"
+                f"source {name!r} ({config.shards}): none of its {len(kinds)} samples has two of image (jpg, png, "
+                "webp), text (txt, or a field of the json that data.sources names) and audio (flac, wav, ogg, mp3)"
             )
-        self.first = 0  # where these stand among the samples of all sources
-        self.epoch, self.order = -1, np.empty(0, dtype=np.int64)
+        if dropped and tell:
+            found = ", ".join(
+                f"{count} {kind_names(bits)}" for bits, count in enumerate(counts) if count and not usable[bits]
+            )
+            log.warning(
+                "source %s: %d of %d samples are left out, without two of image, text and audio: %s",
+                *(name, dropped, len(kinds), found),
+            )
 
-    def fingerprint(self) -> str:
-        """Of names and sizes of all members: it changes when the samples or their order in the shards do."""
-        digest = hashlib.sha256()
-        for path, sample in self.samples:
-            digest.update(repr((path.name, sample.key, sample.extensions, sample.sizes)).encode())
-        return digest.hexdigest()[:16]
+    def __len__(self) -> int:
+        return len(self.index) if self.samples is None else len(self.samples)
 
-    def at(self, position: int) -> Position:
-        """The sample at `position` of the endless sequence of epochs."""
-        epoch, place = divmod(position, len(self.samples))
-        if epoch != self.epoch:
-            bits = np.random.Philox(np.random.SeedSequence([ORDER_VERSION, self.seed, self.number, epoch]))
-            self.epoch, self.order = epoch, np.random.Generator(bits).permutation(len(self.samples))
-        index = int(self.order[place])
-        path, sample = self.samples[index]
-        return Position(path, sample, (ORDER_VERSION, self.seed, self.number, epoch, index), self.first + index)
+    def pile(self, first: int) -> Pile:
+        """What workers know of it."""
+        assert self.index.folder is not None
+        return Pile(name=self.name, folder=self.index.folder, captions=self.config.captions, first=first)
+
+
+def _is_usable(bits: int, config: SourceConfig) -> bool:
+    has: set[Kind] = {kind for number, kind in enumerate(KINDS) if bits >> number & 1}
+    if any(name != "txt" for name in config.captions) and "facts" in has:
+        has.add("text")
+    return is_usable(set(has))
+
+
+def find_index(config: SourceConfig, reading: Reading) -> Index:
+    """The index of a source, made where it is missing; of unchanged shards it is not made again.
+
+    Raises:
+        ShardMissing, ShardDamaged, DataError: a shard is missing, damaged or cannot be read.
+        IndexStale: an index that was named is not that of the shards as they are.
+        ConfigError: nobody said where the index of remote shards, or of shards in several folders, should lie.
+    """
+    if config.index:
+        index = open_index(Path(config.index))
+        index.check_fresh(reading)
+        return index
+    folder = index_folder(config.shards)
+    if folder is None:
+        raise ConfigError(
+            f"shards {config.shards!r}: no folder of their own for an index: `mmcl data index` makes one, "
+            "data.sources.NAME.index names it"
+        )
+    return fresh_index(config.shards, folder, reading)
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """How far a stream has come."""
+
+    turn: int
+    """Running total that quotas are rounded shares of."""
+    taken: tuple[int, ...]
+    """Slots of each source."""
+    rows: int
+    """Of the global batches, in all."""
 
 
 class ShardStream:
-    """A `mmcl.types.Stream` over local shards.
+    """A `mmcl.types.Stream` over shards. `state_dict` and `load_state_dict` are those of torch's stateful loaders.
 
     Raises:
-        ShardMissing, ShardDamaged: before the first batch, since all headers are read here.
+        ShardMissing, ShardDamaged, IndexStale: before the first batch.
         NoUsableSamples: a source holds nothing that can be trained on.
-        ConfigError: ranks cannot share the batch, or a source would get less than one row of a batch.
+        ConfigError: ranks or lanes cannot share the batch, or a source would get less than one row of it.
         TooManyBadSamples: while iterating, when too many samples of this rank could not be decoded.
     """
 
     def __init__(
-        self, config: DataConfig, spec: InputSpec, batch_size: int, seed: int, shard: Shard = ONE_PROCESS
+        self,
+        config: DataConfig,
+        spec: InputSpec,
+        batch_size: int,
+        seed: int,
+        shard: Shard = ONE_PROCESS,
+        *,
+        quarantine: Path | None = None,
     ) -> None:
         if batch_size % shard.world:
             raise ConfigError(f"a batch of {batch_size} cannot be shared by {shard.world} ranks")
         self.config, self.spec, self.batch_size, self.seed, self.shard = config, spec, batch_size, seed, shard
         self.sources = [
-            Source(name, source, number, seed, tell=shard.rank == 0)
+            Source(name, source, number, config.reading, tell=shard.rank == 0)
             for number, (name, source) in enumerate(config.sources.items())
         ]
-        for before, after in itertools.pairwise(self.sources):
-            after.first = before.first + len(before.samples)
         weights = np.array([source.weight for source in config.sources.values()])
-        self.shares = np.cumsum(weights / weights.sum())
-        smallest = min(zip(weights / weights.sum() * batch_size, config.sources, strict=True))
+        self.weights = weights / weights.sum()
+        self.shares = np.cumsum(self.weights)
+        self._check_rows()
+        self.lanes = self._lanes()
+        self.orders = self._orders(0)
+        self.cursor = Cursor(0, (0,) * len(self.sources), 0)
+        self.generation = 0
+        """How often the order was begun anew by `data.reseed`."""
+        self.seen = self.bad = 0
+        self.quarantine = _QuarantineFile(quarantine)
+        if config.policy == "fixed" and shard.rank == 0:
+            told = {name: q / self.slots for name, q in zip(config.sources, self._fixed(), strict=True)}
+            log.info("data.policy=fixed: effective weights %s", json.dumps(told))
+
+    def _check_rows(self) -> None:
+        smallest = min(zip(self.weights * self.batch_size, self.config.sources, strict=True))
         if smallest[0] < 1:
             raise ConfigError(
-                f"data.sources.{smallest[1]} would get {smallest[0]:.2f} rows of a batch of {batch_size}: "
+                f"data.sources.{smallest[1]} would get {smallest[0]:.2f} rows of a batch of {self.batch_size}: "
                 "raise its weight"
             )
-        self.files = ShardFiles()
-        self.seen = self.bad = 0
+
+    def _lanes(self) -> int:
+        fewest = min(len(source) for source in self.sources)
+        lanes = self.config.lanes
+        if not lanes:
+            few = len(self.sources) > 1 and self.batch_size < AUTO_LANES * AUTO_SLOTS * len(self.sources)
+            most = 1 if few else min(AUTO_LANES, fewest)
+            lanes = max(n for n in range(1, most + 1) if self.batch_size % n == 0)
+        if self.batch_size % lanes:
+            raise ConfigError(f"data.lanes={lanes} does not divide train.batch_size={self.batch_size}")
+        return lanes
+
+    def _orders(self, generation: int) -> list[Order]:
+        return [
+            Order(
+                samples=len(source),
+                lanes=self.lanes,
+                seed=mix(self.seed, generation) if generation else self.seed,
+                source=source.number,
+                slice_size=self.config.slice_size,
+                window=self.config.window,
+            )
+            for source in self.sources
+        ]
+
+    @property
+    def slots(self) -> int:
+        """Of a step."""
+        return self.batch_size // self.lanes
 
     @property
     def identity(self) -> Mapping[str, str | int | float]:
-        whole: dict[str, str | int | float] = {"order_version": ORDER_VERSION, "seed": self.seed}
-        whole["batch_size"] = self.batch_size
-        for source, config in zip(self.sources, self.config.sources.values(), strict=True):
+        """Everything that the order follows from, but for the cursor. Batch size, ranks and workers are free."""
+        whole: dict[str, str | int | float] = {"order": VERSION, "seed": self.seed, "lanes": self.lanes}
+        whole |= {"policy": self.config.policy, "slice_size": self.config.slice_size, "window": self.config.window}
+        for source in self.sources:
             whole[f"source {source.name}"] = (
-                f"number {source.number} weight {config.weight} fingerprint {source.fingerprint()}"
+                f"number {source.number} weight {source.config.weight} fingerprint {source.index.fingerprint} "
+                f"captions {json.dumps(source.config.captions, sort_keys=True)}"
             )
         return whole
 
-    def counts(self, batch: int) -> list[int]:
-        """How many positions of each source lie before `batch`.
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor behind the batch that was given last, and the identity: about a kilobyte of JSON."""
+        taken = {source.name: count for source, count in zip(self.sources, self.cursor.taken, strict=True)}
+        return {
+            "identity": dict(self.identity),
+            "turn": self.cursor.turn,
+            "taken": taken,
+            "rows": self.cursor.rows,
+            "generation": self.generation,
+        }
 
-        Rounded shares of a running total: they sum to `batch * batch_size` and are off by less than one row each.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on behind the batch that a state was taken after.
+
+        Raises:
+            CheckpointError: the order is not the one of the state; names what changed.
         """
-        bounds = [math.floor(batch * self.batch_size * share + 0.5) for share in self.shares[:-1]]
-        bounds = [0, *bounds, batch * self.batch_size]
-        return [after - before for before, after in itertools.pairwise(bounds)]
+        then, now = state["identity"], dict(self.identity)
+        changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
+        if changed and not self.config.reseed:
+            name = changed[0]
+            raise CheckpointError(
+                f"the order of samples is not the one of the checkpoint: {name} was {then.get(name)!r} and is "
+                f"{now.get(name)!r} (changed: {', '.join(changed)}); restore it, start a new run directory, or say "
+                "data.reseed=true to begin a new order here"
+            )
+        self.generation = int(state["generation"]) + bool(changed)
+        self.orders = self._orders(self.generation)
+        if changed:
+            log.warning("data.reseed: %s changed: a new order begins", ", ".join(changed))
+            self.cursor = Cursor(0, (0,) * len(self.sources), int(state["rows"]))
+            return
+        taken = tuple(int(state["taken"][source.name]) for source in self.sources)
+        self.cursor = Cursor(int(state["turn"]), taken, int(state["rows"]))
 
-    def positions(self, batch: int) -> list[Position]:
-        """This rank's rows of a batch, in order."""
-        before, after = self.counts(batch), self.counts(batch + 1)
-        rows = [
-            (source, position)
-            for source, first, end in zip(self.sources, before, after, strict=True)
-            for position in range(first, end)
+    def quotas(self, turn: int) -> list[int]:
+        """Slots of each source in the step that begins at a running total."""
+        if self.config.policy == "fixed":
+            return self._fixed()
+        if self.config.policy == "homogeneous":
+            return [self.slots * count for count in self._between(turn, turn + 1)]
+        return self._between(turn, turn + self.slots)
+
+    def _between(self, turn: int, end: int) -> list[int]:
+        """Rounded shares of a running total: they sum to the difference and are off by less than one each."""
+        bounds = [[0, *(math.floor(total * share + 0.5) for share in self.shares[:-1]), total] for total in (turn, end)]
+        totals = [[after - before for before, after in itertools.pairwise(b)] for b in bounds]
+        return [after - before for before, after in zip(*totals, strict=True)]
+
+    def _fixed(self) -> list[int]:
+        wanted = self.weights * self.slots
+        quotas = np.maximum(np.floor(wanted).astype(int), 1)
+        for number in np.argsort(quotas - wanted)[: max(0, self.slots - quotas.sum())]:
+            quotas[number] += 1
+        if quotas.sum() != self.slots:
+            raise ConfigError(
+                f"data.policy=fixed: {len(self.sources)} sources cannot share {self.slots} slots of {self.lanes} rows: "
+                "fewer data.lanes, a larger batch or other weights"
+            )
+        return quotas.tolist()
+
+    def after(self, cursor: Cursor) -> Cursor:
+        """The cursor one step on."""
+        turn = cursor.turn + (1 if self.config.policy == "homogeneous" else self.slots)
+        taken = tuple(a + b for a, b in zip(cursor.taken, self.quotas(cursor.turn), strict=True))
+        return Cursor(turn, taken, cursor.rows + self.batch_size)
+
+    def tasks(self, cursor: Cursor) -> list[Task]:
+        """This rank's rows of the global batch at a cursor, in order."""
+        quotas = self.quotas(cursor.turn)
+        own = self.batch_size // self.shard.world
+        rows = np.arange(self.shard.rank * own, (self.shard.rank + 1) * own)
+        of_slot = _interleaved(quotas)  # source, and number of the slot among those of the source
+        lanes, slots = np.divmod(rows, self.slots)
+        sources, numbers = of_slot[slots].T
+        found = np.empty((len(rows), 2), dtype=np.int64)
+        for number, (source, order) in enumerate(zip(self.sources, self.orders, strict=True)):
+            there = np.flatnonzero(sources == number)
+            samples, epochs = order.at(lanes[there], cursor.taken[number] + numbers[there])
+            found[there, 0] = samples if source.samples is None else source.samples[samples]
+            found[there, 1] = epochs
+        run = mix(VERSION, self.seed, self.generation)
+        return [
+            Task(int(source), int(sample), mix(run, int(source), int(epoch), int(sample)))
+            for source, (sample, epoch) in zip(sources, found, strict=True)
         ]
-        return [source.at(position) for source, position in rows[self.shard.rank :: self.shard.world]]
 
-    def batches(self, start: int) -> Iterator[Batch]:
-        return iter(DataPipeline(lambda: iter(range(start, 2**62)), self._place, self._decode))
+    def batches(self) -> Iterator[Batch]:
+        """This rank's rows of the global batches from the cursor on, without end."""
+        return iter(DataPipeline(self._cursors, self._decoded))
 
-    def _place(self, numbers: Iterable[int]) -> Iterator[list[Position]]:
-        for number in numbers:
-            yield self.positions(number)
+    def _cursors(self) -> Iterator[Cursor]:
+        cursor = self.cursor
+        while True:
+            yield cursor
+            cursor = self.after(cursor)
 
-    def _decode(self, batches: Iterable[list[Position]]) -> Iterator[Batch]:
-        for positions in batches:
-            rows = [self._row(position) for position in positions]
-            skipped = sum(row.key == "" for row in rows)
-            self.seen, self.bad = self.seen + len(rows), self.bad + skipped
-            if self.bad > self.config.max_bad_share * max(self.seen, 1000):
-                raise TooManyBadSamples(
-                    f"{self.bad} of {self.seen} samples could not be used, more than data.max_bad_share="
-                    f"{self.config.max_bad_share}: the log names them; `mmcl data check` finds all"
-                )
-            yield collate(rows, self.spec, skipped)
+    def _decoded(self, cursors: Iterable[Cursor]) -> Iterator[Batch]:
+        config = self.config
+        with Workers(
+            self.recipe(),
+            count=config.workers,
+            kind=config.worker_kind,
+            ahead=config.ahead,
+            patience_s=config.worker_timeout_s,
+        ) as workers:
+            for outcomes in workers.run(self.tasks(cursor) for cursor in cursors):
+                self._count([entry for _, rejected in outcomes for entry in rejected])
+                self.cursor = self.after(self.cursor)
+                yield joined([batch for batch, _ in outcomes])
 
-    def _row(self, position: Position) -> Row:
-        crop = np.random.Generator(np.random.Philox(np.random.SeedSequence(position.seeds))).random()
-        try:
-            members = self.files.read(position.path, position.sample)
-            row = decode_row(position.path, position.sample.key, members, self.spec, start=float(crop))
-            row.ids["sample"] = position.number
-            return row
-        except SampleRejected as error:
-            log.warning("left out: %s", error)
-            return Row(key="")
+    def recipe(self) -> Recipe:
+        """What workers need to know."""
+        firsts = np.cumsum([0, *(len(source.index) for source in self.sources)])
+        piles = tuple(source.pile(int(first)) for source, first in zip(self.sources, firsts, strict=False))
+        return Recipe(spec=self.spec, decode=self.config.decode, reading=self.config.reading, piles=piles)
+
+    def _count(self, rejected: Sequence[Quarantined]) -> None:
+        self.seen += self.batch_size // self.shard.world
+        self.bad += len(rejected)
+        for entry in rejected:
+            self.quarantine.write(self.sources[entry.source].name, entry)
+        if self.bad > self.config.max_bad_share * max(self.seen, 1000):
+            raise TooManyBadSamples(
+                f"{self.bad} of {self.seen} samples could not be used, more than data.max_bad_share="
+                f"{self.config.max_bad_share}: the log and quarantine.jsonl name them; `mmcl data check` finds all"
+            )
+
+
+def _interleaved(quotas: Sequence[int]) -> Places:
+    """The slots of a step as (source, number), each source evenly spread, so that parts are like the whole."""
+    slots = [
+        ((2 * number + 1) / (2 * quota), source, number)
+        for source, quota in enumerate(quotas)
+        for number in range(quota)
+    ]
+    return np.array([(source, number) for _, source, number in sorted(slots)], dtype=np.int64).reshape(-1, 2)
+
+
+class _QuarantineFile:
+    """Appends each sample that could not be used, once, to `quarantine.jsonl`, and says so in the log."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.written: set[tuple[int, int]] = set()
+
+    def write(self, source: str, entry: Quarantined) -> None:
+        if (entry.source, entry.sample) in self.written:
+            return
+        self.written.add((entry.source, entry.sample))
+        log.warning("left out: %s: sample %r: %s", entry.shard, entry.key, entry.cause)
+        if self.path is not None:
+            line = {
+                "source": source,
+                "sample": entry.sample,
+                "shard": entry.shard,
+                "key": entry.key,
+                "cause": entry.cause,
+            }
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from mmcl.augment import AugmentConfig
 from mmcl.errors import ConfigError
 from mmcl.model import ModelConfig, clip_config
 from mmcl.objective import ObjectiveConfig
@@ -101,6 +102,7 @@ class RunConfig:
 
     data: DataConfig
     model: ModelConfig = field(default_factory=ModelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

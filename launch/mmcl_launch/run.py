@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import platform
+import re
 import signal
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -124,9 +125,11 @@ def preflight(config: RunConfig, world: int) -> dict[str, Any]:
     return {
         "ranks": world,
         "engine": config.engine.name,
-        "samples": {source.name: len(source.samples) for source in stream.sources},
+        "samples": {source.name: len(source) for source in stream.sources},
         "batch": f"{config.train.batch_size} = {world} x {config.train.batch_size // world}",
-        "epochs": round(config.train.steps * config.train.batch_size / sum(len(s.samples) for s in stream.sources), 2),
+        "epochs": round(
+            config.train.steps * config.train.batch_size / sum(len(source) for source in stream.sources), 2
+        ),
         "evaluations": [evaluator.name for evaluator in evaluators],
     }
 
@@ -142,7 +145,7 @@ def open_run(folder: Path, config: RunConfig) -> None:
     saved = folder / "config.yaml"
     if saved.exists():
         started = any((folder / "checkpoints").glob("step-*"))
-        if started and (changed := changed_fields(saved_config(folder), config)):
+        if started and (changed := _bound(changed_fields(saved_config(folder), config), config)):
             raise ConfigError(
                 f"{folder} holds a run with another config; name a new --out, or undo: " + "; ".join(changed[:5])
             )
@@ -154,6 +157,20 @@ def open_run(folder: Path, config: RunConfig) -> None:
         staged = folder / ".config.yaml.tmp"
         staged.write_text(dump_config(config))
         staged.replace(saved)
+
+
+FREE = re.compile(
+    r"data\.(workers|worker_kind|worker_timeout_s|ahead|cache|cache_gb|retries|reseed)"
+    r"|data\.sources\.\w+\.index|train\.(batch_size|keep|log_every|save_every|eval_every|monitor_every|accumulate)"
+    r"|engine\..*|evals\..*"
+)
+"""Fields that a run may change when it goes on: how it is computed, read, watched and kept, and the rows of a step."""
+
+
+def _bound(changed: list[str], config: RunConfig) -> list[str]:
+    """Of the changes of a config those that make another run of it."""
+    free = [re.compile(r"data\..*|train\.seed")] if config.data.reseed else []
+    return [line for line in changed if not any(field.fullmatch(line.split(":")[0]) for field in (FREE, *free))]
 
 
 @contextlib.contextmanager
@@ -227,7 +244,14 @@ def run_rank(config: RunConfig, folder: Path, place: Place) -> int:
             load_open_clip(model, Path(config.train.init_from))
         engine = make_engine(config, model, device, shard)
         spec = input_spec(config.model)
-        stream = ShardStream(config.data, spec, config.train.batch_size, config.train.seed, shard)
+        stream = ShardStream(
+            config.data,
+            spec,
+            config.train.batch_size,
+            config.train.seed,
+            shard,
+            quarantine=folder / "quarantine.jsonl",
+        )
         with stop_signals() as received, only_one(folder) if shard.rank == 0 else contextlib.nullcontext():
             reached = train(
                 config.train,
@@ -236,6 +260,7 @@ def run_rank(config: RunConfig, folder: Path, place: Place) -> int:
                 stream,
                 checkpoints=DirectoryCheckpoints(folder / "checkpoints", config.train.keep),
                 objective=Objective(config.objective),
+                changes=config.augment,
                 metrics=MetricsFile(folder / "metrics.jsonl", enabled=shard.rank == 0),
                 evaluators=make_evaluators(config.evals, spec, config.evals.limit_in_training),
                 encoder=make_encoder(engine.model, device, engine.forward),

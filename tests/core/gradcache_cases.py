@@ -212,7 +212,7 @@ def trained(shard: Shard, kind: str, chunks: int, *, bf16: bool = False) -> list
     """Metrics of four steps, the last one watched."""
     engine = make_engine(kind, shard, OPTIM, bf16=bf16, **BIASED)
     objective = objectives()["all"]
-    batches = FakeStream(tiny_config(), shard=shard).batches(0)
+    batches = FakeStream(tiny_config(), shard=shard).batches()
     return [
         shard.mean(train_step(engine, next(batches), objective, 1e-3, chunks=chunks, watch=number == 3))
         for number in range(4)

@@ -35,7 +35,7 @@ MIDDLE = 2
 
 def pull(engine: Engine, stream: FakeStream, start: int, push: float) -> torch.Tensor:
     """Forward and backward of batch `start`: towards fixed directions, and logit scales up. Returns the loss."""
-    outputs = engine.forward(next(stream.batches(start)).values)
+    outputs = engine.forward(next(stream.at(start).batches()).values)
     loss = torch.zeros(())
     for number, modality in enumerate(MODALITIES):
         wanted = torch.randn(outputs[modality].shape[1], generator=torch.Generator().manual_seed(number))

@@ -115,7 +115,7 @@ OPTIM = OptimConfig(lr=1e-3, warmup_steps=2, clip_norm=1.0, weight_decay=0.2)
 
 def steps(engine: Engine, stream: FakeStream, start: int, end: int, lr: float = 1e-3) -> list[dict[str, float]]:
     """Means over ranks of what `train_step` says of the steps after `start` until `end`."""
-    batches = stream.batches(start)
+    batches = stream.at(start).batches()
     return [engine.shard.mean(train_step(engine, next(batches), OBJECTIVE, lr)) for _ in range(start, end)]
 
 
@@ -246,11 +246,11 @@ class PoisonedStream(FakeStream):
 
     def __init__(self, shard: Shard, *, number: int, rank: int) -> None:
         super().__init__(tiny_config(), shard=shard)
-        self.number, self.rank = number, rank
+        self.poisoned, self.rank = number, rank
 
-    def batches(self, start: int):
-        for number, batch in enumerate(super().batches(start), start):
-            if number == self.number and self.shard.rank == self.rank:
+    def batches(self):
+        for number, batch in enumerate(super().batches(), self.number):
+            if number == self.poisoned and self.shard.rank == self.rank:
                 batch.values["audio"][0, 0] = float("nan")
             yield batch
 

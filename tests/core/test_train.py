@@ -99,8 +99,8 @@ def test_what_a_killed_run_wrote_after_its_last_checkpoint_is_written_again(tmp_
         pass
 
     class Dying(FakeStream):
-        def batches(self, start: int) -> Iterator:
-            for number, batch in enumerate(super().batches(start), start):
+        def batches(self) -> Iterator:
+            for number, batch in enumerate(super().batches(), self.number):
                 if number == 8:
                     raise Killed
                 yield batch
@@ -152,22 +152,11 @@ def test_a_rate_that_blows_the_weights_up_is_found_in_the_next_step(tmp_path):
     assert caught.value.last <= 2
 
 
-class OtherSeed(FakeStream):
-    identity = {"kind": "fake", "batch_size": 12, "seed": 1}  # noqa: RUF012
-
-
-@pytest.mark.parametrize(
-    ("stream", "field"),
-    [
-        (FakeStream(tiny_config(), batch_size=15), "batch_size was 12 and is 15"),
-        (OtherSeed(tiny_config()), "seed was None and is 1"),
-    ],
-)
-def test_another_order_of_samples_is_refused_naming_the_field(tmp_path, stream, field):
+def test_another_order_of_samples_is_refused_naming_the_field(tmp_path):
     config = TrainConfig(steps=4, batch_size=12, log_every=1, save_every=1)
     run(tmp_path, config, should_stop=Counted(2))
-    with pytest.raises(CheckpointError, match=f"step 2: {field}"):
-        run(tmp_path, config, stream=stream)
+    with pytest.raises(CheckpointError, match="batch_size was 12 and is 15"):
+        run(tmp_path, config, stream=FakeStream(tiny_config(), batch_size=15))
 
 
 def test_another_model_is_refused_naming_a_tensor(tmp_path):

@@ -64,7 +64,7 @@ def test_each_problem_is_reported_with_shard_key_and_cause(tmp_path):
     }
     write(tmp_path / "1.tar", **GOOD, **bad)
     report, problems = check(tmp_path)
-    assert {problem.shard for problem in problems} == {tmp_path / "1.tar"}
+    assert {problem.shard for problem in problems} == {str(tmp_path / "1.tar")}
     by_key = {key: [p.cause for p in problems if p.key == key] for key in bad}
     assert by_key["broken"][0].startswith("png: not a readable JPEG, PNG or WebP image")
     assert by_key["latin"][0] == "txt: the caption is not UTF-8: byte 0xe9 at offset 3"
@@ -82,7 +82,7 @@ def test_a_damaged_shard_does_not_hide_the_others(tmp_path):
     os.truncate(tmp_path / "1.tar", 700)
     report, problems = check(tmp_path)
     assert (report.shards, report.damaged_shards, report.samples) == (3, 1, 8)
-    assert [(p.shard, p.key) for p in problems] == [(tmp_path / "1.tar", None)]
+    assert [(p.shard, p.key) for p in problems] == [(str(tmp_path / "1.tar"), None)]
     assert problems[0].cause.startswith("byte 700: cut off inside the payload of 'a.png'")
 
 

@@ -7,6 +7,7 @@ import pytest
 from test_stream import sample
 
 from mmcl.errors import ConfigError
+from mmcl_data.blobs import Blobs
 from mmcl_data.build.shards import write_shards
 from mmcl_data.scan import expand_shards, read_sample, scan_shard
 
@@ -22,9 +23,8 @@ def test_what_was_written_is_read(tmp_path):
     ]
     found = []
     for path in expand_shards(str(tmp_path / "s")):
-        with path.open("rb") as file:
-            for entry in scan_shard(path).samples:
-                found.append({"__key__": entry.key, **read_sample(file.fileno(), path, entry)})
+        for entry in scan_shard(path).samples:
+            found.append({"__key__": entry.key, **read_sample(Blobs(), path, entry)})
     assert found == [{"__key__": s["__key__"], **{k: s[k] for k in s if k != "__key__"}} for s in SAMPLES]
 
 

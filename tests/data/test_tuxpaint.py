@@ -11,6 +11,7 @@ import soundfile
 from PIL import Image
 
 from mmcl.errors import ConfigError, MissingExtra, NoUsableSamples
+from mmcl_data.blobs import Blobs
 from mmcl_data.build.tuxpaint import STAMPS, build_tuxpaint
 from mmcl_data.check import check_source
 from mmcl_data.scan import expand_shards, read_sample, scan_shard
@@ -49,9 +50,8 @@ def stamps(tmp_path):
 def read(out) -> dict[str, dict[str, bytes]]:
     samples = {}
     for shard in expand_shards(str(out / "train")):
-        with open(shard, "rb") as file:
-            for sample in scan_shard(shard).samples:
-                samples[sample.key] = read_sample(file.fileno(), shard, sample)
+        for sample in scan_shard(shard).samples:
+            samples[sample.key] = read_sample(Blobs(), shard, sample)
     return samples
 
 

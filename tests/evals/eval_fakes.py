@@ -85,6 +85,7 @@ def batches_of(
                 },
                 rows={m: torch.tensor([i - start for i in rows], dtype=torch.long) for m, rows in has.items()},
                 ids=torch.full((len(some), len(ID_KINDS)), -1),
+                seeds=torch.zeros(len(some), dtype=torch.long),
                 keys=tuple(f"0.tar#{i}" for i in some),
                 facts=tuple(facts[i] for i in some),
             )
