@@ -101,6 +101,8 @@ def read_checkpoint(folder: Path) -> Saved:
         tensors = folder / "state.safetensors"
         if manifest["format"] != FORMAT:
             raise CheckpointError(f"{folder}: format {manifest['format']}, this version of mmcl reads {FORMAT}")
+        if not tensors.is_file():  # a device would be read without end
+            raise CheckpointError(f"{folder}: {tensors.name} is no file; move this directory away")
         if sha256(tensors) != manifest["sha256"][tensors.name]:
             raise CheckpointError(
                 f"{tensors}: its sha256 is not the one in manifest.json, so the file was damaged after it was written; "
@@ -108,7 +110,7 @@ def read_checkpoint(folder: Path) -> Saved:
             )
         digest = manifest["sha256"][tensors.name]
         return Saved(step=manifest["step"], state=load_file(tensors), facts=manifest["facts"], digest=digest)
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, RecursionError) as error:
         raise CheckpointError(
             f"{folder}: no readable checkpoint: {type(error).__name__}: {error}; "
             "move this directory away to resume from the one before"

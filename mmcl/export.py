@@ -18,6 +18,7 @@ from typing import Any
 
 import open_clip
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -101,10 +102,15 @@ def load_export(folder: Path) -> tuple[ThreeTowers, dict[str, Any]]:
         if manifest["format"] != FORMAT:
             raise ExportError(f"{folder}: format {manifest['format']}, this version of mmcl reads {FORMAT}")
         for name, digest in manifest["sha256"].items():
+            if Path(name).name != name or not (folder / name).is_file():  # a device would be read without end
+                raise ExportError(f"{folder}: mmcl.json names {name!r}, which is no file of the export")
             if sha256(folder / name) != digest:
                 raise ExportError(f"{folder / name}: its sha256 is not the one in mmcl.json: export the run again")
         return _load_native(folder), manifest
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
+        *(SafetensorError, RuntimeError),  # weights that are none, or not those of the config
+    ) as error:
         raise ExportError(
             f"{folder} is no mmcl export: {type(error).__name__}: {error}; make one with `mmcl export RUN --out DIR`"
         ) from error
@@ -112,6 +118,8 @@ def load_export(folder: Path) -> tuple[ThreeTowers, dict[str, Any]]:
 
 def _load_native(folder: Path) -> ThreeTowers:
     raw = json.loads((folder / "mmcl_config.json").read_text())
+    if isinstance(raw["clip"], dict):  # the weights are here, not on a server
+        raw["clip"]["vision_cfg"].pop("timm_model_pretrained", None)
     pixels = {name: tuple(raw[name]) for name in ("mean", "std")}
     model = ThreeTowers(ModelConfig(**{**raw, **pixels, "audio": AudioConfig(**raw["audio"])}))
     model.load_state_dict(load_file(folder / "mmcl_model.safetensors"), strict=True)

@@ -61,8 +61,9 @@ class Progress:
             self.said = now
             rate = (done - self.start) / max(1e-9, now - self.began)
             left = (self.total - done) / rate if rate else math.inf
+            speed = f", {rate:.{0 if rate >= 100 else 2}f}/s" if rate else ""
             eta = f", {left:.0f} s left" if math.isfinite(left) and done < self.total else ""
-            log.info("%s %d/%d%s%s", self.what, done, self.total, eta, f"  {note}" if note else "")
+            log.info("%s %d/%d%s%s%s", self.what, done, self.total, speed, eta, f"  {note}" if note else "")
 
     def close(self) -> None:
         """Remove the bar."""

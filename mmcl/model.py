@@ -87,15 +87,17 @@ def clip_config(config: ModelConfig) -> dict[str, Any]:
         )
     if refused := _unsupported(found):
         raise ConfigError(
-            f"model.clip: {refused} is not supported: towers read the tokens of open_clip's CLIP tokenizer, and logit "
-            "biases are asked for by model.init_bias"
+            f"model.clip: {refused} is not supported: towers read the tokens of open_clip's CLIP tokenizer and come "
+            "from no server, and logit biases are asked for by model.init_bias"
         )
     return found
 
 
 def _unsupported(clip: Mapping[str, Any]) -> str:
     """The first field of an open_clip config that mmcl would ignore, which would train something else than it says."""
-    text = clip["text_cfg"]
+    text, vision = clip["text_cfg"], clip["vision_cfg"]
+    if ":" in str(vision.get("timm_model_name", "")):  # timm would ask a server for it
+        return f"vision_cfg.timm_model_name={vision['timm_model_name']}"
     for name in ("hf_tokenizer_name", "hf_model_name", "tokenizer_kwargs"):
         if text.get(name):
             return f"text_cfg.{name}"

@@ -10,7 +10,7 @@ from torch.multiprocessing.spawn import spawn
 
 from mmcl.checkpoint import Saved
 from mmcl.dist import ONE_PROCESS, Shard, connect, disconnect, free_port
-from mmcl.errors import CheckpointError
+from mmcl.errors import CheckpointError, TooManyBadSamples
 from mmcl.model import ModelConfig, ThreeTowers, input_spec
 from mmcl.towers import AudioConfig
 from mmcl.types import ID_KINDS, MODALITIES, Batch
@@ -80,6 +80,10 @@ class FakeStream:
         if state["batch_size"] != self.batch_size:
             raise CheckpointError(f"batch_size was {state['batch_size']} and is {self.batch_size}")
         self.number = state["number"]
+
+    def judge(self, skipped: int, rows: int) -> None:
+        if skipped > rows:
+            raise TooManyBadSamples(f"{skipped} of {rows}")
 
     def batches(self) -> Iterator[Batch]:
         own = self.batch_size // self.shard.world

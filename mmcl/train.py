@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmcl.augment import AugmentConfig, augment
 from mmcl.checkpoint import Checkpoints
 from mmcl.engine import Engine
 from mmcl.errors import CheckpointError, ConfigError, NonFiniteLoss
@@ -24,7 +23,6 @@ from mmcl.objective import Objective
 from mmcl.optim import OptimConfig, learning_rate
 from mmcl.types import Batch, Embeddings, Encoder, Evaluator, Learned, Stream
 
-NO_CHANGES = AugmentConfig()
 OBJECTIVE = "objective/"
 """Before the names of an objective's tensors in a checkpoint."""
 
@@ -180,7 +178,7 @@ def train(  # noqa: PLR0913 (the parts of a run, each a seam)
     objective: Objective,
     checkpoints: Checkpoints,
     metrics: MetricsFile,
-    changes: AugmentConfig = NO_CHANGES,
+    change: Callable[[Batch], Batch] = lambda batch: batch,
     evaluators: Sequence[Evaluator] = (),
     encoder: Encoder | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -190,6 +188,7 @@ def train(  # noqa: PLR0913 (the parts of a run, each a seam)
     Raises:
         NonFiniteLoss: on all ranks alike, naming the steps since losses were last seen to be finite.
         CheckpointError: the latest checkpoint is damaged or belongs to another order of samples or another model.
+        TooManyBadSamples: the stream, told what all ranks skipped, says so.
     """
     device, shard = engine.device, engine.shard
     step = checked = resume(engine, checkpoints, stream, objective)
@@ -201,9 +200,9 @@ def train(  # noqa: PLR0913 (the parts of a run, each a seam)
     while not stopping:
         # the stream may wait for disks; nothing else happens meanwhile
         waited = time.monotonic()
-        batch = augment(next(batches).to(device), changes)
+        batch = change(next(batches).to(device))
         lap.waited += time.monotonic() - waited
-        lap.samples += batch.size - batch.skipped
+        lap.samples += batch.size
         lap.skipped += batch.skipped
 
         step += 1
@@ -220,6 +219,7 @@ def train(  # noqa: PLR0913 (the parts of a run, each a seam)
                 raise NonFiniteLoss(checked + 1, step, means)
             metrics.write(step, means | {"lr": rate})
             progress.update(step, f"loss {means['loss']:.3f}  {means['samples_per_second']:.0f} samples/s")
+            stream.judge(round(means["skipped"]), (step - checked) * config.batch_size)
             checked, lap = step, Lap(time.monotonic())
 
         # collective: every rank gives its part of the state, rank 0 writes

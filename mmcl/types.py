@@ -146,6 +146,14 @@ class Stream(Protocol):
         """
         ...
 
+    def judge(self, skipped: int, rows: int) -> None:
+        """Told on all ranks alike, now and then: since the last time so many samples were skipped for so many rows.
+
+        Raises:
+            TooManyBadSamples: that is too many to go on.
+        """
+        ...
+
 
 class Encoder(Protocol):
     """A model as evaluations see it. No gradients; results on the CPU in float32."""

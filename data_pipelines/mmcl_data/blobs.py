@@ -11,6 +11,7 @@ All processes of a machine share the folder.
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import re
 import stat
@@ -25,9 +26,14 @@ from urllib.parse import urlsplit
 
 from mmcl.errors import ConfigError, DataError, MissingExtra, ShardDamaged, ShardMissing
 
+log = logging.getLogger("mmcl.data")
+
 REMOTE = ("http", "https", "s3", "hf")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _EXTRAS = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "hf": "huggingface_hub"}
+_BUSY = {408, 425, 429}
+"""Of the answers from 400 to 499 those that may be others in a moment."""
+_STALLED_S = 10.0
 _FOR_A_MOMENT = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.EBUSY}
 
 
@@ -44,17 +50,20 @@ def scheme_of(path: str) -> str:
     if scheme in REMOTE and path.strip()[match.end() :].startswith("//"):
         return scheme
     if scheme == "file":
-        raise ConfigError(f"shards {path!r}: give a local path as it is, without file:")
+        raise ConfigError(f"shards {shown(path)!r}: give a local path as it is, without file:")
     known = ", ".join(f"{name}://" for name in REMOTE)
-    raise ConfigError(f"shards {path!r}: only local paths and {known} are read, and no shell command")
+    raise ConfigError(f"shards {shown(path)!r}: only local paths and {known} are read, and no shell command")
 
 
 def shown(path: str) -> str:
     """A path for messages and logs: without user, password and query, which may hold secrets."""
     if not _SCHEME.match(path):
         return path
-    parts = urlsplit(path)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    try:
+        parts = urlsplit(path)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    except ValueError:
+        return "(a malformed address)"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +80,8 @@ class Reading:
     """Kept there at most, but for what is being written."""
     block_bytes: int = 0
     """Remote ranges are read in blocks of this size, for neighbours that are read soon; 0 reads what is asked for."""
+    reads: int = 16
+    """Remote samples that are read at once for a chunk of rows."""
 
 
 class Blob(Protocol):
@@ -136,6 +147,17 @@ class LocalBlob:
     def _open(self) -> None:
         self.file = patient(lambda: os.open(self.path, os.O_RDONLY), self.path, self.reading)
 
+    def _open_again(self) -> None:
+        """In place, as other threads are reading."""
+        fresh = os.open(self.path, os.O_RDONLY)
+        try:
+            found = os.fstat(fresh)
+            if (found.st_size, str(found.st_mtime_ns)) != (self.size, self.stamp):
+                raise ShardDamaged(self.path, 0, "the file was written again while it was read")
+            os.dup2(fresh, self.file, inheritable=False)
+        finally:
+            os.close(fresh)
+
     def _read(self, offset: int, size: int) -> bytes:
         data = b""
         while len(data) < size:
@@ -143,8 +165,7 @@ class LocalBlob:
                 more = pread(self.file, size - len(data), offset + len(data))
             except OSError as error:
                 if error.errno == errno.ESTALE:  # another file has the name now, or the server forgot this one
-                    self.close()
-                    self._open()
+                    self._open_again()
                 raise
             if not more and os.fstat(self.file).st_size < offset + size:
                 raise ShardDamaged(self.path, offset + len(data), "the file is shorter than it was")
@@ -206,6 +227,7 @@ class RemoteBlob:
 def patient(act: Callable[[], Any], path: str, reading: Reading) -> Any:
     """What `act` gives, tried again where it fails for a moment."""
     for left in range(reading.retries, -1, -1):
+        started = time.monotonic()
         try:
             return act()
         except (DataError, MissingExtra):
@@ -215,6 +237,11 @@ def patient(act: Callable[[], Any], path: str, reading: Reading) -> Any:
         except Exception as error:  # client libraries raise anything
             if not left or not _may_pass(error, path):
                 raise DataError(f"{path}: cannot be read: {_cause(error)}") from error
+            if left < reading.retries:
+                log.warning("%s: tried again, %d times more at most: %s", path, left, _cause(error))
+        finally:
+            if (took := time.monotonic() - started) > _STALLED_S:
+                log.warning("%s: a read took %.0f s", path, took)
         time.sleep(min(30.0, reading.pause_s * 2 ** (reading.retries - left)))
     raise AssertionError("unreachable")
 
@@ -222,6 +249,8 @@ def patient(act: Callable[[], Any], path: str, reading: Reading) -> Any:
 def _may_pass(error: Exception, path: str) -> bool:
     """Whether it may go better in a moment."""
     if isinstance(error, PermissionError):
+        return False
+    if 400 <= getattr(error, "status", 0) < 500 and getattr(error, "status", 0) not in _BUSY:
         return False
     if isinstance(error, OSError) and _SCHEME.match(path) is None:
         return error.errno in _FOR_A_MOMENT
@@ -247,10 +276,19 @@ def filesystem(scheme: str) -> Any:
     key = f"{os.getpid()} {scheme}"  # a client does not survive a fork
     if key not in _filesystems:
         try:
-            _filesystems[key] = fsspec.filesystem(scheme)
+            _filesystems[key] = fsspec.filesystem(scheme, **_settings(scheme))
         except ImportError as error:
             raise MissingExtra(_EXTRAS[scheme], "s3" if scheme == "s3" else "remote", f"reading {scheme}://") from error
     return _filesystems[key]
+
+
+def _settings(scheme: str) -> dict[str, Any]:
+    """A server that falls silent is given up, to be asked again; a slow one is not."""
+    if scheme not in ("http", "https"):
+        return {}
+    from aiohttp import ClientTimeout
+
+    return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60)}}
 
 
 class DiskCache:

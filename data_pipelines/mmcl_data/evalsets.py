@@ -10,7 +10,7 @@ from mmcl.errors import DataError, NoUsableSamples, SampleRejected, ShardMissing
 from mmcl.types import Batch, InputSpec, Modality
 from mmcl_data.blobs import Blobs
 from mmcl_data.decode.text import decode_caption
-from mmcl_data.samples import collate, decode_row, modalities_of
+from mmcl_data.samples import collate, decode_row, modalities_of, wanted
 from mmcl_data.scan import expand_shards, read_sample, scan_shard
 
 log = logging.getLogger("mmcl.data")
@@ -53,7 +53,7 @@ class EvalBatches:
             rows, before = [], self.skipped
             for path, sample in self.samples[first : first + self.batch_size]:
                 try:
-                    members = read_sample(self.blobs, path, sample)
+                    members = read_sample(self.blobs, path, wanted(path, sample, facts=True))
                     for name, content in ((sample.key, b""), *members.items()):
                         digest.update(f"{name} {len(content)}\n".encode() + content)
                     rows.append(decode_row(path, sample.key, members, self.spec, start=0.5, with_facts=True))

@@ -20,11 +20,11 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -34,6 +34,7 @@ import numpy as np
 from mmcl.errors import ConfigError, DataError, IndexStale, NoIndex
 from mmcl_data.blobs import Reading, open_blob, scheme_of, shown
 from mmcl_data.decode import KIND_OF_EXTENSION, Kind
+from mmcl_data.processes import process_pool
 from mmcl_data.scan import SampleEntry, ShardScan, expand_shards, scan_shard
 
 FORMAT = 1
@@ -50,6 +51,8 @@ _ARRAYS = {
     "key_ends": np.uint64,
     "keys": np.uint8,
 }
+_COLUMNS = ("counts", "kinds", "offsets", "sizes", "extensions", "key_sizes", "keys", "facts")
+"""Of the part of a shard."""
 
 
 def bits_of(extensions: Sequence[str]) -> int:
@@ -112,12 +115,19 @@ class Index:
     def entry(self, sample: int) -> SampleEntry:
         """Its members."""
         first, end = (int(bound) for bound in self.arrays["starts"][sample : sample + 2])
-        return SampleEntry(
-            self.key(sample),
-            tuple(self.extensions[number] for number in self.arrays["extensions"][first:end]),
-            tuple(self.arrays["offsets"][first:end].tolist()),
-            tuple(self.arrays["sizes"][first:end].tolist()),
-        )
+        try:
+            return SampleEntry(
+                self.key(sample),
+                tuple(self.extensions[number] for number in self.arrays["extensions"][first:end]),
+                tuple(self.arrays["offsets"][first:end].tolist()),
+                tuple(self.arrays["sizes"][first:end].tolist()),
+            )
+        except (IndexError, UnicodeDecodeError) as error:
+            raise DataError(f"{self.folder}: the index is damaged at sample {sample}: {error}; make it anew") from error
+
+    def around(self, sample: int) -> tuple[np.ndarray, int]:
+        """What the samples have that may take the place of one, and the number of the first of them."""
+        return self.kinds, 0
 
     def check_fresh(self, reading: Reading | None = None) -> None:
         """Raise `IndexStale` for the first shard that is not the one that was indexed; asks for size and stamp only."""
@@ -143,12 +153,13 @@ def open_index(folder: Path) -> Index:
         facts = json.loads((folder / "index.json").read_text())
     except FileNotFoundError as error:
         raise NoIndex(f"{folder}: no index there; `mmcl data index` makes one") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{folder}: the index cannot be read: {error}; make it anew") from error
     try:
         if facts["format"] != FORMAT:
             raise DataError(f"{folder}: an index of format {facts['format']}, this mmcl reads {FORMAT}: make it anew")
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
+        mapped = {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
+        arrays = {name: array.view(np.ndarray) for name, array in mapped.items()}  # memmap's own slicing takes longer
         _check(facts, arrays)
         return Index(folder, facts, arrays)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -156,6 +167,8 @@ def open_index(folder: Path) -> Index:
 
 
 def _check(facts: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+    if not all(isinstance(name, str) for name in [*facts["extensions"], *(shard["path"] for shard in facts["shards"])]):
+        raise TypeError("names that are no text")
     samples = sum(shard["samples"] for shard in facts["shards"])
     members = len(arrays["offsets"])
     lengths = {"starts": samples + 1, "kinds": samples, "key_ends": samples, "sizes": members, "extensions": members}
@@ -202,7 +215,7 @@ def build_index(
         ConfigError: `folder` cannot be written.
     """
     reading = reading or Reading()
-    paths = _absolute(expand_shards(spec, reading))
+    paths = absolute(expand_shards(spec, reading))
     parts = folder / "parts"
     try:
         parts.mkdir(parents=True, exist_ok=True)
@@ -220,7 +233,7 @@ def build_index(
     for path in paths:
         if path in failed:
             raise failed[path]
-    return _merge(paths, parts, folder)
+    return merge_parts(paths, parts, folder)
 
 
 def fresh_index(spec: str, folder: Path, reading: Reading | None = None) -> Index:
@@ -232,7 +245,7 @@ def fresh_index(spec: str, folder: Path, reading: Reading | None = None) -> Inde
     reading = reading or Reading()
     try:
         index = open_index(folder)
-        if [shard.path for shard in index.shards] == _absolute(expand_shards(spec, reading)):
+        if [shard.path for shard in index.shards] == absolute(expand_shards(spec, reading)):
             index.check_fresh(reading)
             return index
     except DataError:  # none, damaged or stale: whatever it is of the shards comes up when they are read
@@ -240,7 +253,8 @@ def fresh_index(spec: str, folder: Path, reading: Reading | None = None) -> Inde
     return build_index(spec, folder, reading=reading)
 
 
-def _absolute(paths: Sequence[str]) -> list[str]:
+def absolute(paths: Sequence[str]) -> list[str]:
+    """Local paths from the root on, remote ones as they are."""
     return [path if scheme_of(path) else os.path.abspath(path) for path in paths]
 
 
@@ -248,27 +262,27 @@ def _scanned(paths: list[str], parts: Path, workers: int, hashes: bool, reading:
     """Path, error and number of samples of every shard, as they are done."""
     if workers <= 1 or len(paths) == 1:
         for path in paths:
-            yield path, *_scan_into(path, parts, hashes, reading)
+            yield path, *scan_into(path, parts, hashes, reading)
         return
-    with ProcessPoolExecutor(min(workers, len(paths)), mp_context=get_context("forkserver")) as processes:
-        futures = {processes.submit(_scan_into, path, parts, hashes, reading): path for path in paths}
+    with process_pool(min(workers, len(paths)), [__name__]) as processes:
+        futures = {processes.submit(scan_into, path, parts, hashes, reading): path for path in paths}
         for future in as_completed(futures):
             yield futures[future], *future.result()
 
 
-def _scan_into(path: str, parts: Path, hashes: bool, reading: Reading) -> tuple[Exception | None, int]:
+def scan_into(path: str, parts: Path, hashes: bool, reading: Reading) -> tuple[Exception | None, int]:
     """Make the part of a shard, unless there is one of the shard as it is."""
     try:
         blob = open_blob(path, reading)
         now = IndexedShard(path, blob.size, blob.stamp, 0)
         blob.close()
-        known = _read_part(_part(parts, path))
+        known = read_part(part_file(parts, path))
         if known is not None and _same(known[0], now, hashes):
             return None, known[0].samples
         scan = scan_shard(path, reading)
         digest = _sha256(path, reading) if hashes else None
         shard = IndexedShard(path, scan.bytes, scan.stamp, len(scan.samples), digest)
-        _write_part(_part(parts, path), shard, scan)
+        _write_part(part_file(parts, path), shard, scan)
         return None, shard.samples
     except DataError as error:
         return error, 0
@@ -279,7 +293,8 @@ def _same(known: IndexedShard, now: IndexedShard, hashes: bool) -> bool:
     return unchanged and (known.sha256 is not None or not hashes)
 
 
-def _part(parts: Path, path: str) -> Path:
+def part_file(parts: Path, path: str) -> Path:
+    """Where the part of the shard at `path` lies."""
     return parts / f"{hashlib.sha256(path.encode()).hexdigest()[:32]}.npz"
 
 
@@ -297,7 +312,7 @@ def _write_part(file: Path, shard: IndexedShard, scan: ShardScan) -> None:
         "keys": np.frombuffer(b"".join(keys), dtype=np.uint8),
         "facts": np.frombuffer(json.dumps({**shard._asdict(), "extensions": names}).encode(), dtype=np.uint8),
     }
-    staged = file.with_name(f".{file.stem}.{os.getpid()}.npz")
+    staged = file.with_name(f".{file.stem}.{os.getpid()}.{time.monotonic_ns()}.npz")
     with staged.open("wb") as out:
         np.savez(out, **arrays)
         out.flush()
@@ -305,26 +320,38 @@ def _write_part(file: Path, shard: IndexedShard, scan: ShardScan) -> None:
     staged.replace(file)
 
 
-def _read_part(file: Path) -> tuple[IndexedShard, list[str], dict[str, np.ndarray]] | None:
+def read_part(file: Path) -> tuple[IndexedShard, list[str], dict[str, np.ndarray]] | None:
     """None where there is none, or a damaged one, which is then made anew."""
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as held:
-            arrays = {name: held[name] for name in held.files}
+            if any(packed.compress_type for packed in held.zip.infolist()):  # what we write is not, and a bomb is
+                return None
+            arrays = {name: held[name] for name in _COLUMNS}
         facts = json.loads(arrays.pop("facts").tobytes())
         names = facts.pop("extensions")
         return IndexedShard(**facts), names, arrays
-    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile):
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        EOFError,
+        BadZipFile,
+        MemoryError,
+        RecursionError,
+    ):
         return None
 
 
-def _merge(paths: list[str], parts: Path, folder: Path) -> Index:
+def merge_parts(paths: Sequence[str], parts: Path, folder: Path) -> Index:
     """One index of all parts, staged and renamed file by file; the manifest comes last."""
     names: dict[str, int] = {}
     shards: list[IndexedShard] = []
     columns: dict[str, list[np.ndarray]] = {}
     fingerprint = hashlib.sha256()
     for path in paths:
-        found = _read_part(_part(parts, path))
+        found = read_part(part_file(parts, path))
         if found is None:
             raise DataError(
                 f"{folder}: what was just noted of {shown(path)} is gone: is another process at work there?"

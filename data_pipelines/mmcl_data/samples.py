@@ -12,7 +12,7 @@ from mmcl.errors import ConfigError, DataError, SampleRejected
 from mmcl.types import ID_KINDS, MODALITIES, PAIRS, Batch, IdKind, InputSpec, Modality
 from mmcl_data.augment import Crop, Words
 from mmcl_data.blobs import shown
-from mmcl_data.decode import KIND_OF_EXTENSION
+from mmcl_data.decode import KIND_OF_EXTENSION, MAX_BYTES
 from mmcl_data.decode.audio import decode_audio
 from mmcl_data.decode.image import Decoder, decode_image
 from mmcl_data.decode.text import clean_caption, decode_caption, decode_class, decode_facts, pick_caption, tokenize
@@ -69,6 +69,35 @@ def modalities_of(sample: SampleEntry, captions: Mapping[str, float] | None = No
 def is_usable(modalities: set[str]) -> bool:
     """Whether some pair of modalities can be trained on."""
     return any(modalities.issuperset(pair) for pair in PAIRS.values())
+
+
+def wanted(path: str, sample: SampleEntry, *, facts: bool) -> SampleEntry:
+    """The members of a sample that `decode_row` looks at: of each kind the first.
+
+    Args:
+        path: of the shard.
+        sample: with all its members.
+        facts: whether also the json member and the class.
+
+    Raises:
+        SampleRejected: one of them is larger than its kind may be; nothing was read yet.
+    """
+    first: dict[str, int] = {}
+    for number, extension in enumerate(sample.extensions):
+        kind = KIND_OF_EXTENSION.get(extension)
+        if kind is None or kind in first or (kind in ("facts", "class") and not facts):
+            continue
+        if sample.sizes[number] > MAX_BYTES[kind]:
+            cause = f"{extension}: {sample.sizes[number]} bytes are over the limit of {MAX_BYTES[kind]}"
+            raise SampleRejected(shown(path), sample.key, cause)
+        first[kind] = number
+    numbers = sorted(first.values())
+    return SampleEntry(
+        sample.key,
+        tuple(sample.extensions[n] for n in numbers),
+        tuple(sample.offsets[n] for n in numbers),
+        tuple(sample.sizes[n] for n in numbers),
+    )
 
 
 def check_captions(where: str, captions: Mapping[str, float]) -> None:
@@ -153,7 +182,7 @@ def _finish_caption(row: Row, config: DecodeConfig, draw: Draw | None) -> None:
 
 def hash_of(data: bytes) -> int:
     """63 bits, the same in every process and run."""
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big") >> 1
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big") >> 1  # processors have instructions for it
 
 
 def _facts(kind: str | None, data: bytes) -> dict[str, Any]:

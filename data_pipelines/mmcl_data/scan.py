@@ -37,6 +37,9 @@ _AHEAD = 8 * 2**20
 _GAP = 2**16
 """Bytes between two members of a sample that are rather read along than left out by a second read."""
 
+_LARGE = 2**23
+"""Bytes from which a member is read by itself, so that it is never held twice."""
+
 _BLOCK = 512
 _RECORD = 20 * _BLOCK
 _MAX_NAME_BYTES = 64 * 2**10  # of a PAX header or GNU long name, which is read whole
@@ -121,15 +124,21 @@ def read_sample(blobs: Blobs, path: str, sample: SampleEntry) -> dict[str, bytes
     payloads: dict[str, bytes] = {}
     for extensions, start, offsets, sizes in _runs(sample):
         data = blobs.read(path, start, offsets[-1] + sizes[-1] - start)
+        if len(sizes) == 1:
+            payloads[extensions[0]] = data
+            continue
         for extension, offset, size in zip(extensions, offsets, sizes, strict=True):
-            payloads[extension] = data[offset - start :][:size]
+            payloads[extension] = data[offset - start : offset - start + size]
     return payloads
 
 
 def _runs(sample: SampleEntry) -> Iterator[tuple[Sequence[str], int, Sequence[int], Sequence[int]]]:
     """Members that are read together: extensions, first byte, offsets, sizes."""
+    if not sample.sizes:
+        return
     ends = [offset + size for offset, size in zip(sample.offsets, sample.sizes, strict=True)]
-    breaks = [n for n in range(1, len(ends)) if sample.offsets[n] - ends[n - 1] > _GAP]
+    large = [size >= _LARGE for size in sample.sizes]
+    breaks = [n for n in range(1, len(ends)) if sample.offsets[n] - ends[n - 1] > _GAP or large[n] or large[n - 1]]
     for first, last in zip([0, *breaks], [*breaks, len(ends)], strict=True):
         yield sample.extensions[first:last], sample.offsets[first], sample.offsets[first:last], sample.sizes[first:last]
 
@@ -156,14 +165,16 @@ def expand_shards(spec: str, reading: Reading | None = None) -> list[str]:
     else:
         paths = [path for pattern in _unbrace(spec) for path in _match(pattern, spec)]
     if len(set(paths)) < len(paths):
-        raise ConfigError(f"shards {spec!r}: a shard is named twice and would be seen twice per epoch")
+        raise ConfigError(f"shards {shown(spec)!r}: a shard is named twice and would be seen twice per epoch")
     return paths
 
 
 def _match_remote(pattern: str, scheme: str, reading: Reading) -> list[str]:
-    if pattern.endswith(".tar") and not has_magic(pattern):
+    is_web = scheme in ("http", "https")
+    plain = shown(pattern) if is_web else pattern  # a query may hold signs of a glob
+    if plain.endswith(".tar") and not has_magic(plain):
         return [pattern]
-    if scheme in ("http", "https"):
+    if is_web:
         raise ConfigError(
             f"shards {shown(pattern)!r}: a web server cannot be asked what it has: name the shards, {{000..999}}.tar"
         )
@@ -181,13 +192,13 @@ def _unbrace(spec: str) -> list[str]:
     # braceexpand writes out each range before it yields anything: look at the ends first
     ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", spec)
     if any(abs(int(last) - int(first)) >= MAX_SHARDS for first, last in ranges):
-        raise ConfigError(f"shards {spec!r}: more than {MAX_SHARDS} shards")
+        raise ConfigError(f"shards {shown(spec)!r}: more than {MAX_SHARDS} shards")
     try:
         patterns = list(islice(braceexpand(spec), MAX_SHARDS + 1))
     except UnbalancedBracesError as error:
-        raise ConfigError(f"shards {spec!r}: unbalanced braces") from error
+        raise ConfigError(f"shards {shown(spec)!r}: unbalanced braces") from error
     if len(patterns) > MAX_SHARDS:
-        raise ConfigError(f"shards {spec!r}: more than {MAX_SHARDS} shards")
+        raise ConfigError(f"shards {shown(spec)!r}: more than {MAX_SHARDS} shards")
     return patterns
 
 

@@ -23,38 +23,26 @@ import numpy as np
 from webdataset.pipeline import DataPipeline
 
 from mmcl.dist import ONE_PROCESS, Shard
-from mmcl.errors import CheckpointError, ConfigError, NoUsableSamples, TooManyBadSamples
+from mmcl.errors import CheckpointError, ConfigError, TooManyBadSamples
 from mmcl.types import Batch, InputSpec
 from mmcl_data.blobs import Reading
-from mmcl_data.decode import Kind
-from mmcl_data.index import KINDS, Index, fresh_index, index_folder, open_index
-from mmcl_data.order import VERSION, Order, Places, mix
-from mmcl_data.samples import DecodeConfig, check_captions, is_usable, joined
+from mmcl_data.index import Index
+from mmcl_data.order import VERSION, Order, Places, mix, mix_many
+from mmcl_data.samples import DecodeConfig, check_captions, joined
+from mmcl_data.sources import Source, SourceConfig, went_shard_by_shard
+from mmcl_data.unindexed import ShardOrder
 from mmcl_data.workers import Kind as WorkerKind
-from mmcl_data.workers import Pile, Quarantined, Recipe, Task, Workers, kind_names
+from mmcl_data.workers import Quarantined, Recipe, Task, Workers
 
 log = logging.getLogger("mmcl.data")
 
 Policy = Literal["stratified", "homogeneous", "fixed"]
+FEWEST_JUDGED = 1000
+"""Rows; of fewer the share of bad ones says nothing yet."""
 AUTO_LANES = 8
 """Lanes at most where none are asked for: what the usual numbers of ranks divide."""
 AUTO_SLOTS = 4
 """For each source, at least, where there are several; else one lane, and batches as even as they can be."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SourceConfig:
-    """One set of shards."""
-
-    shards: str
-    """A tar, a directory, a glob or a brace pattern; local, or behind http(s)://, s3:// or hf://."""
-    weight: float = 1.0
-    """Share of the rows, relative to the other sources."""
-    index: str = ""
-    """Folder of its index; by default `.mmcl-index` beside local shards. Made at the start where it is missing."""
-    captions: dict[str, float] = field(default_factory=dict)
-    """Fields of the json member that may hold the caption, and `txt`, with weights by which one is drawn each epoch; a
-    field may hold a list. Empty is the txt member."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,69 +117,6 @@ class DataConfig:
         )
 
 
-class Source:
-    """The samples of some shards that can be trained on."""
-
-    def __init__(self, name: str, config: SourceConfig, number: int, reading: Reading, tell: bool = True) -> None:
-        self.name, self.config, self.number = name, config, number
-        self.index = find_index(config, reading)
-        kinds = self.index.kinds
-        usable = np.array([_is_usable(bits, config) for bits in range(1 << len(KINDS))])
-        counts = np.bincount(kinds, minlength=len(usable))
-        dropped = int(counts[~usable].sum())
-        self.samples: Places | None = np.flatnonzero(usable[kinds]) if dropped else None
-        """Numbers of those that can be used; None where all can."""
-        if len(self) == 0:
-            raise NoUsableSamples(
-                f"source {name!r} ({config.shards}): none of its {len(kinds)} samples has two of image (jpg, png, "
-                "webp), text (txt, or a field of the json that data.sources names) and audio (flac, wav, ogg, mp3)"
-            )
-        if dropped and tell:
-            found = ", ".join(
-                f"{count} {kind_names(bits)}" for bits, count in enumerate(counts) if count and not usable[bits]
-            )
-            log.warning(
-                "source %s: %d of %d samples are left out, without two of image, text and audio: %s",
-                *(name, dropped, len(kinds), found),
-            )
-
-    def __len__(self) -> int:
-        return len(self.index) if self.samples is None else len(self.samples)
-
-    def pile(self, first: int) -> Pile:
-        """What workers know of it."""
-        assert self.index.folder is not None
-        return Pile(name=self.name, folder=self.index.folder, captions=self.config.captions, first=first)
-
-
-def _is_usable(bits: int, config: SourceConfig) -> bool:
-    has: set[Kind] = {kind for number, kind in enumerate(KINDS) if bits >> number & 1}
-    if any(name != "txt" for name in config.captions) and "facts" in has:
-        has.add("text")
-    return is_usable(set(has))
-
-
-def find_index(config: SourceConfig, reading: Reading) -> Index:
-    """The index of a source, made where it is missing; of unchanged shards it is not made again.
-
-    Raises:
-        ShardMissing, ShardDamaged, DataError: a shard is missing, damaged or cannot be read.
-        IndexStale: an index that was named is not that of the shards as they are.
-        ConfigError: nobody said where the index of remote shards, or of shards in several folders, should lie.
-    """
-    if config.index:
-        index = open_index(Path(config.index))
-        index.check_fresh(reading)
-        return index
-    folder = index_folder(config.shards)
-    if folder is None:
-        raise ConfigError(
-            f"shards {config.shards!r}: no folder of their own for an index: `mmcl data index` makes one, "
-            "data.sources.NAME.index names it"
-        )
-    return fresh_index(config.shards, folder, reading)
-
-
 @dataclass(frozen=True, slots=True)
 class Cursor:
     """How far a stream has come."""
@@ -210,8 +135,18 @@ class ShardStream:
     Raises:
         ShardMissing, ShardDamaged, IndexStale: before the first batch.
         NoUsableSamples: a source holds nothing that can be trained on.
-        ConfigError: ranks or lanes cannot share the batch, or a source would get less than one row of it.
+        ConfigError: an index cannot be written, ranks or lanes cannot share the batch, or a source would get less
+            than one row of it.
         TooManyBadSamples: while iterating, when too many samples of this rank could not be decoded.
+
+    Args:
+        config: what is read.
+        spec: what the model reads.
+        batch_size: rows of a global batch.
+        seed: of the run.
+        shard: this rank.
+        quarantine: file for samples that could not be used.
+        indexes: folder for indexes that have no other place; by default one that is gone with the process.
     """
 
     def __init__(
@@ -223,14 +158,16 @@ class ShardStream:
         shard: Shard = ONE_PROCESS,
         *,
         quarantine: Path | None = None,
+        indexes: Path | None = None,
     ) -> None:
         if batch_size % shard.world:
             raise ConfigError(f"a batch of {batch_size} cannot be shared by {shard.world} ranks")
         self.config, self.spec, self.batch_size, self.seed, self.shard = config, spec, batch_size, seed, shard
         self.sources = [
-            Source(name, source, number, config.reading, tell=shard.rank == 0)
+            Source(name, source, number, config.reading, home=indexes, tell=shard.rank == 0)
             for number, (name, source) in enumerate(config.sources.items())
         ]
+        self.indexes = indexes
         weights = np.array([source.weight for source in config.sources.values()])
         self.weights = weights / weights.sum()
         self.shares = np.cumsum(self.weights)
@@ -240,7 +177,7 @@ class ShardStream:
         self.cursor = Cursor(0, (0,) * len(self.sources), 0)
         self.generation = 0
         """How often the order was begun anew by `data.reseed`."""
-        self.seen = self.bad = 0
+        self.seen = self.bad = self.told_skipped = self.told_rows = 0
         self.quarantine = _QuarantineFile(quarantine)
         if config.policy == "fixed" and shard.rank == 0:
             told = {name: q / self.slots for name, q in zip(config.sources, self._fixed(), strict=True)}
@@ -255,7 +192,7 @@ class ShardStream:
             )
 
     def _lanes(self) -> int:
-        fewest = min(len(source) for source in self.sources)
+        fewest = min(source.most_lanes for source in self.sources)
         lanes = self.config.lanes
         if not lanes:
             few = len(self.sources) > 1 and self.batch_size < AUTO_LANES * AUTO_SLOTS * len(self.sources)
@@ -265,18 +202,10 @@ class ShardStream:
             raise ConfigError(f"data.lanes={lanes} does not divide train.batch_size={self.batch_size}")
         return lanes
 
-    def _orders(self, generation: int) -> list[Order]:
-        return [
-            Order(
-                samples=len(source),
-                lanes=self.lanes,
-                seed=mix(self.seed, generation) if generation else self.seed,
-                source=source.number,
-                slice_size=self.config.slice_size,
-                window=self.config.window,
-            )
-            for source in self.sources
-        ]
+    def _orders(self, generation: int) -> list[Order | ShardOrder]:
+        seed = mix(self.seed, generation) if generation else self.seed
+        size, window = self.config.slice_size, self.config.window
+        return [source.order(lanes=self.lanes, seed=seed, slice_size=size, window=window) for source in self.sources]
 
     @property
     def slots(self) -> int:
@@ -289,10 +218,8 @@ class ShardStream:
         whole: dict[str, str | int | float] = {"order": VERSION, "seed": self.seed, "lanes": self.lanes}
         whole |= {"policy": self.config.policy, "slice_size": self.config.slice_size, "window": self.config.window}
         for source in self.sources:
-            whole[f"source {source.name}"] = (
-                f"number {source.number} weight {source.config.weight} fingerprint {source.index.fingerprint} "
-                f"captions {json.dumps(source.config.captions, sort_keys=True)}"
-            )
+            captions = json.dumps(source.config.captions, sort_keys=True)
+            whole[f"source {source.name}"] = f"{source.identity} captions {captions}"
         return whole
 
     def state_dict(self) -> dict[str, Any]:
@@ -312,7 +239,9 @@ class ShardStream:
         Raises:
             CheckpointError: the order is not the one of the state; names what changed.
         """
-        then, now = state["identity"], dict(self.identity)
+        then = state["identity"]
+        self._go_as(then)
+        now = dict(self.identity)
         changed = sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name))
         if changed and not self.config.reseed:
             name = changed[0]
@@ -329,6 +258,19 @@ class ShardStream:
             return
         taken = tuple(int(state["taken"][source.name]) for source in self.sources)
         self.cursor = Cursor(int(state["turn"]), taken, int(state["rows"]))
+
+    def _go_as(self, then: Mapping[str, Any]) -> None:
+        """Take sources shard by shard that were before they had an index: what began so stays so."""
+        for number, source in enumerate(self.sources):
+            was = str(then.get(f"source {source.name}", ""))
+            if went_shard_by_shard(was) and isinstance(source.index, Index):
+                self.sources[number] = Source(
+                    *(source.name, source.config, number, self.config.reading),
+                    home=self.indexes,
+                    shard_by_shard=True,
+                    tell=False,
+                )
+                self.lanes = self._lanes()
 
     def quotas(self, turn: int) -> list[int]:
         """Slots of each source in the step that begins at a running total."""
@@ -374,13 +316,12 @@ class ShardStream:
         for number, (source, order) in enumerate(zip(self.sources, self.orders, strict=True)):
             there = np.flatnonzero(sources == number)
             samples, epochs = order.at(lanes[there], cursor.taken[number] + numbers[there])
-            found[there, 0] = samples if source.samples is None else source.samples[samples]
+            found[there, 0] = source.numbers(samples)
             found[there, 1] = epochs
         run = mix(VERSION, self.seed, self.generation)
-        return [
-            Task(int(source), int(sample), mix(run, int(source), int(epoch), int(sample)))
-            for source, (sample, epoch) in zip(sources, found, strict=True)
-        ]
+        samples, epochs = found.T
+        seeds = mix_many(run, sources, epochs, samples)
+        return list(map(Task, sources.tolist(), samples.tolist(), seeds.tolist()))
 
     def batches(self) -> Iterator[Batch]:
         """This rank's rows of the global batches from the cursor on, without end."""
@@ -408,7 +349,8 @@ class ShardStream:
 
     def recipe(self) -> Recipe:
         """What workers need to know."""
-        firsts = np.cumsum([0, *(len(source.index) for source in self.sources)])
+        sizes = [len(source.index) if isinstance(source.index, Index) else 0 for source in self.sources]
+        firsts = np.cumsum([0, *sizes])
         piles = tuple(source.pile(int(first)) for source, first in zip(self.sources, firsts, strict=False))
         return Recipe(spec=self.spec, decode=self.config.decode, reading=self.config.reading, piles=piles)
 
@@ -417,9 +359,21 @@ class ShardStream:
         self.bad += len(rejected)
         for entry in rejected:
             self.quarantine.write(self.sources[entry.source].name, entry)
-        if self.bad > self.config.max_bad_share * max(self.seen, 1000):
+        self._check(self.bad, self.seen * self.shard.world)  # as if the other ranks had met none
+
+    def judge(self, skipped: int, rows: int) -> None:
+        """Take in that all ranks together skipped so many samples for so many rows since the last time.
+
+        Raises:
+            TooManyBadSamples: of all since this start that is more than `max_bad_share`.
+        """
+        self.told_skipped, self.told_rows = self.told_skipped + skipped, self.told_rows + rows
+        self._check(self.told_skipped, self.told_rows)
+
+    def _check(self, skipped: int, rows: int) -> None:
+        if skipped > self.config.max_bad_share * max(rows, FEWEST_JUDGED):
             raise TooManyBadSamples(
-                f"{self.bad} of {self.seen} samples could not be used, more than data.max_bad_share="
+                f"{skipped} samples could not be used for {rows} rows, more than data.max_bad_share="
                 f"{self.config.max_bad_share}: the log and quarantine.jsonl name them; `mmcl data check` finds all"
             )
 

@@ -11,25 +11,26 @@ import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TookTooLong
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import cached_property
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 
 from mmcl.errors import DataError, SampleRejected, TooManyBadSamples
 from mmcl.types import Batch, InputSpec
-from mmcl_data.blobs import Blobs, Reading
+from mmcl_data.blobs import Blobs, Reading, scheme_of, shown
 from mmcl_data.index import KINDS, Index, open_index
 from mmcl_data.order import mix
-from mmcl_data.samples import DecodeConfig, Draw, Row, collate, decode_row
+from mmcl_data.processes import process_pool
+from mmcl_data.samples import DecodeConfig, Draw, Row, collate, decode_row, wanted
 from mmcl_data.scan import read_sample
+from mmcl_data.transit import Packer, Packet, Unpacker
+from mmcl_data.unindexed import GrowingIndex
 
 log = logging.getLogger("mmcl.data")
 
@@ -68,6 +69,8 @@ class Pile:
     captions: Mapping[str, float]
     first: int
     """Of its samples among those of all sources."""
+    growing: tuple[str, ...] | None = None
+    """Its shards, if there is no index yet; its samples have no number among all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +90,17 @@ class Recipe:
         return _recipe, (self.spec, self.decode, self.reading, self.piles)
 
     @cached_property
-    def indices(self) -> list[Index]:
+    def readers(self) -> ThreadPoolExecutor:
+        """Threads that read remote samples ahead of the decoder."""
+        return ThreadPoolExecutor(self.reading.reads, thread_name_prefix="read")
+
+    @cached_property
+    def indices(self) -> list[Index | GrowingIndex]:
         """Of the sources."""
-        return [open_index(pile.folder) for pile in self.piles]
+        return [
+            open_index(pile.folder) if pile.growing is None else GrowingIndex(pile.folder, pile.growing, self.reading)
+            for pile in self.piles
+        ]
 
 
 def _recipe(spec: InputSpec, decode: DecodeConfig, reading: Reading, piles: tuple[Pile, ...]) -> Recipe:
@@ -109,26 +120,50 @@ def decode_tasks(recipe: Recipe, tasks: Sequence[Task], poison: Poison = frozens
         TooManyBadSamples: of none of `ATTEMPTS` samples a row could be made.
     """
     rows, rejected = [], []
-    for task in tasks:
-        rows.append(_decode(recipe, task, poison, rejected))
+    for task, early in zip(tasks, _read_early(recipe, tasks), strict=True):
+        rows.append(_decode(recipe, task, poison, rejected, early))
     return collate(rows, recipe.spec, len(rejected)), rejected
 
 
-def _decode(recipe: Recipe, task: Task, poison: Poison, rejected: list[Quarantined]) -> Row:
+Members = dict[str, bytes]
+
+
+def _read_early(recipe: Recipe, tasks: Sequence[Task]) -> list[Future[Members] | None]:
+    """The members of samples behind a slow line, many at once; local ones are read when their turn comes."""
+    remote = [scheme_of(recipe.indices[task.source].shard_of(task.sample).path) for task in tasks]
+    if len(tasks) == 1 or not any(remote):
+        return [None] * len(tasks)
+    return [
+        recipe.readers.submit(_members, recipe, task.source, task.sample) if there else None
+        for task, there in zip(tasks, remote, strict=True)
+    ]
+
+
+def _members(recipe: Recipe, source: int, sample: int) -> Members:
+    index = recipe.indices[source]
+    entry, shard = index.entry(sample), index.shard_of(sample).path
+    return read_sample(recipe.blobs, shard, wanted(shard, entry, facts=bool(recipe.piles[source].captions)))
+
+
+def _decode(
+    recipe: Recipe, task: Task, poison: Poison, rejected: list[Quarantined], early: Future[Members] | None = None
+) -> Row:
     pile, index = recipe.piles[task.source], recipe.indices[task.source]
     for attempt in range(ATTEMPTS):
-        sample = task.sample if attempt == 0 else substitute(index.kinds, task, attempt)
+        sample = sample_of(recipe, task, attempt)
         entry, shard = index.entry(sample), index.shard_of(sample).path
         try:
             if (task.source, sample) in poison:
-                raise SampleRejected(shard, entry.key, "its decoder crashed or did not end")
-            members = read_sample(recipe.blobs, shard, entry)
+                raise SampleRejected(shown(shard), entry.key, "its decoder crashed or did not end")
+            members = early.result() if early and attempt == 0 else _members(recipe, task.source, sample)
             draw = Draw(seed=mix(task.seed, attempt), captions=pile.captions)
             row = decode_row(shard, entry.key, members, recipe.spec, draw=draw, config=recipe.decode)
         except SampleRejected as error:
             rejected.append(Quarantined(task.source, sample, error.shard, error.key, error.cause))
             continue
-        row.ids["sample"], row.seed = pile.first + sample, mix(task.seed, attempt) >> 1
+        row.seed = mix(task.seed, attempt) >> 1
+        if pile.growing is None:
+            row.ids["sample"] = pile.first + sample
         return row
     raise TooManyBadSamples(
         f"source {pile.name}: {ATTEMPTS} samples in a row could not be used, the last {error_of(rejected)}; "
@@ -139,6 +174,14 @@ def _decode(recipe: Recipe, task: Task, poison: Poison, rejected: list[Quarantin
 def error_of(rejected: Sequence[Quarantined]) -> str:
     """Of the last of some samples, where and why."""
     return f"{rejected[-1].shard}: sample {rejected[-1].key!r}: {rejected[-1].cause}"
+
+
+def sample_of(recipe: Recipe, task: Task, attempt: int) -> int:
+    """The sample that is tried for a task: its own first, then others that take its place."""
+    if attempt == 0:
+        return task.sample
+    kinds, first = recipe.indices[task.source].around(task.sample)
+    return first + substitute(kinds, task._replace(sample=task.sample - first), attempt)
 
 
 def substitute(kinds: np.ndarray, task: Task, attempt: int) -> int:
@@ -172,6 +215,7 @@ class Workers:
         self.ahead, self.patience_s = max(1, ahead), patience_s
         self.pool: Executor | None = None
         self.poison: Poison = frozenset()
+        self.unpacker = Unpacker()
 
     def __enter__(self) -> "Workers":
         return self
@@ -182,7 +226,6 @@ class Workers:
     def close(self) -> None:
         """End the workers; what they were at is lost."""
         if self.pool is not None:
-            self.pool.shutdown(wait=False, cancel_futures=True)
             _end(self.pool)
             self.pool = None
 
@@ -210,59 +253,95 @@ class Workers:
     def _begin(self, tasks: Sequence[Task]) -> "_Chunk":
         return _Chunk(tasks, self._submit(tasks))
 
-    def _submit(self, tasks: Sequence[Task]) -> Future[Outcome]:
+    def _submit(self, tasks: Sequence[Task]) -> Future[Any]:
         if self.pool is None:
-            self.pool = self._start(self.count)
+            self.pool = self.start(self.count)
         if self.kind == "threads":
             return self.pool.submit(decode_tasks, self.recipe, tasks)
-        return self.pool.submit(_decode_there, tasks, self.poison)
+        try:
+            return self.pool.submit(_decode_there, tasks, self.poison)
+        except BrokenProcessPool as error:  # by an earlier chunk, which is mended when its turn comes
+            broken: Future[Any] = Future()
+            broken.set_exception(error)
+            return broken
 
-    def _start(self, count: int) -> Executor:
+    def start(self, count: int) -> Executor:
+        """So many workers."""
         if self.kind == "threads":
             return ThreadPoolExecutor(count, thread_name_prefix="decode")
-        context = get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-        return ProcessPoolExecutor(count, mp_context=context, initializer=_begin_there, initargs=(self.recipe,))
+        return process_pool(count, [__name__, *_LATE], _begin_there, self.recipe)
 
     def _end_chunk(self, chunk: "_Chunk", begun: Iterable[list["_Chunk"]]) -> Outcome:
-        for _ in range(len(chunk.tasks) + 2):
+        for _ in range(ATTEMPTS):
             try:
-                return chunk.future.result(self.patience_s if self.kind == "processes" else None)
+                found = chunk.future.result(self.patience_s if self.kind == "processes" else None)
+                return self.unpacker.unpack(found) if isinstance(found, Packet) else found
             except (BrokenProcessPool, TookTooLong) as error:
                 log.warning("a decoder %s; looking for its sample", _fate(error))
-                assert self.pool is not None
-                _end(self.pool)
-                self.pool = None
-                self.poison |= self._culprits(chunk.tasks)
-                for other in (other for chunks in begun for other in chunks):
-                    if other is chunk or not _is_done(other.future):
+                undone = [other for chunks in begun for other in chunks if not _is_done(other.future)]
+                self.close()
+                # one that does not end is waited for; of what crashed nothing is known but that it was undone
+                self._find(undone if isinstance(error, BrokenProcessPool) else [chunk])
+                for other in undone:
+                    if not _is_done(other.future):
                         other.future = self._submit(other.tasks)
         raise DataError(f"decoders go on crashing at the {len(chunk.tasks)} rows from sample {chunk.tasks[0].sample}")
 
-    def _culprits(self, tasks: Sequence[Task]) -> Poison:
-        """Which of some samples crash a decoder that has nothing else to do."""
-        found: set[tuple[int, int]] = set()
-        pool = self._start(1)
-        for task in tasks:
-            try:
-                pool.submit(_decode_there, [task], self.poison | found).result(self.patience_s)
-            except (BrokenProcessPool, TookTooLong):
-                found.add((task.source, task.sample))
-                _end(pool)
-                pool = self._start(1)
-            except DataError:
-                continue  # will come up again in its place
-        _end(pool)
-        return frozenset(found)
+    def _find(self, suspects: Sequence["_Chunk"]) -> None:
+        """Note the samples of the first chunk that crashes a decoder which has nothing else to do.
+
+        Chunks before it are done then. There need not be one: a worker may have been killed from outside.
+        """
+        with _Alone(self) as decoder:
+            for chunk in suspects:
+                if (done := decoder.decode(chunk.tasks, self.poison)) is not None:
+                    chunk.future = done
+                    continue
+                for task in chunk.tasks:
+                    for attempt in range(ATTEMPTS):  # it may be one that takes the place of another
+                        if decoder.decode([task], self.poison) is not None:
+                            break
+                        self.poison |= {(task.source, sample_of(self.recipe, task, attempt))}
+                return
+
+
+class _Alone:
+    """One worker process, begun anew whenever it crashed."""
+
+    def __init__(self, workers: Workers) -> None:
+        self.workers = workers
+        self.pool: Executor | None = None
+
+    def __enter__(self) -> "_Alone":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self.pool is not None:
+            _end(self.pool)
+
+    def decode(self, tasks: Sequence[Task], poison: Poison) -> Future[Any] | None:
+        """What became of some tasks; None where the process did not live through them."""
+        self.pool = self.pool or self.workers.start(1)
+        future = self.pool.submit(_decode_there, tasks, poison)
+        try:
+            error = future.exception(self.workers.patience_s)
+        except TookTooLong as late:
+            error = late
+        if not isinstance(error, BrokenProcessPool | TookTooLong):
+            return future
+        _end(self.pool)
+        self.pool = None
+        return None
 
 
 @dataclass(slots=True)
 class _Chunk:
     tasks: Sequence[Task]
-    future: Future[Outcome]
+    future: Future[Any]
+    """Of an `Outcome`, or of a `Packet` with one."""
 
 
-def _is_done(future: Future[Outcome]) -> bool:
+def _is_done(future: Future[Any]) -> bool:
     """Whether it has a result that was not lost with the pool."""
     return future.done() and not future.cancelled() and not isinstance(future.exception(), BrokenProcessPool)
 
@@ -282,18 +361,21 @@ def _end(pool: Executor) -> None:
         process.join(5)
 
 
+_LATE = ("mmcl_data.decode.tokens", "torchvision.transforms.v2")
+"""What workers import only when they decode."""
+
 _there: list[Recipe] = []
 """In a worker process, its recipe."""
+_packer = Packer()
+"""There too."""
 
 
 def _begin_there(recipe: Recipe) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits for this one hears it too
-    torch.set_num_threads(1)
     _there[:] = [recipe]
 
 
-def _decode_there(tasks: Sequence[Task], poison: Poison) -> Outcome:
-    return decode_tasks(_there[0], tasks, poison)
+def _decode_there(tasks: Sequence[Task], poison: Poison) -> Packet:
+    return _packer.pack(*decode_tasks(_there[0], tasks, poison))
 
 
 def kind_names(bits: int) -> str:

@@ -11,6 +11,8 @@ from typing import Any
 
 from mmcl import __version__
 from mmcl.errors import ConfigError, MmclError
+from mmcl_data.build.corpora import CORPORA
+from mmcl_data.build.plan import Options
 from mmcl_data.build.world.config import WorldConfig
 from mmcl_launch.fields import field_docs
 
@@ -78,10 +80,70 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     tuxpaint.add_argument("--root", type=Path, required=True, help="the package's `stamps` folder")
     tuxpaint.add_argument("--out", type=Path, required=True, help="new directory")
     tuxpaint.set_defaults(command="data build tuxpaint", overridable=False)
+    _add_corpora(corpora)
+
+    index = actions.add_parser("index", help="note where every sample lies, so that a run can mix and resume them")
+    index.add_argument("shards", help="tar, directory, glob or brace pattern; local, http(s)://, s3:// or hf://")
+    index.add_argument("--out", type=Path, help="folder of the index (default: .mmcl-index beside local shards)")
+    index.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+    index.add_argument("--hash", action="store_true", help="also the sha256 of every shard, which reads all of it")
+    index.set_defaults(command="data index", overridable=False)
 
     check = actions.add_parser("check", help="decode everything and list what is damaged; exit status 1 if anything is")
-    check.add_argument("shards", nargs="+", help="tar, directory, glob or brace pattern")
+    _add_shards(check)
     check.set_defaults(command="data check", overridable=False)
+
+    stats = actions.add_parser("stats", help="count what shards hold: modalities, sizes, durations, words, duplicates")
+    _add_shards(stats)
+    stats.add_argument("--json", type=Path, help="also write all of it to this file")
+    stats.add_argument("--tokens", type=int, help="also count tokens of captions, and which are cut at this length")
+    stats.set_defaults(command="data stats", overridable=False)
+
+    preview = actions.add_parser("preview", help="one HTML page with samples to look at and listen to")
+    _add_shards(preview, parallel=False)
+    preview.add_argument("--out", type=Path, required=True, help="the page; one that is there is replaced")
+    preview.add_argument("--samples", type=int, default=48, help="drawn evenly from all shards (default: 48)")
+    preview.add_argument("--seed", type=int, default=0, help="decides which (default: 0)")
+    preview.add_argument("--seconds", type=float, default=10.0, help="of a sound at most (default: 10)")
+    preview.set_defaults(command="data preview", overridable=False)
+
+
+def _add_corpora(corpora: Any) -> None:
+    for name, corpus in CORPORA.items():
+        what = " ".join((corpus.__doc__ or "").partition("\n\n")[0].split())
+        parser = corpora.add_parser(name, help=what, description=what)
+        root = "the folder of the corpus; nothing outside of it is read"
+        parser.add_argument("--root", type=Path, required=name != "manifest", help=root)
+        parser.add_argument("--out", type=Path, required=True, help="new directory, or that of a build to go on with")
+        for field in dataclasses.fields(corpus):
+            kind, needed = _switch if field.type is bool else field.type, field.default is dataclasses.MISSING
+            settings: dict[str, Any] = {"required": True} if needed else {"default": field.default}
+            settings["help"] = field_docs(corpus)[field.name].replace("%", "%%")
+            parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, **settings)
+        for field in dataclasses.fields(Options):
+            doc = f"{field_docs(Options)[field.name]} (default: {field.default})"
+            parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, default=field.default, help=doc)
+        parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+        part = "build every N-th shard, from the I-th (default: 1/1)"
+        parser.add_argument("--part", type=_part, default=(1, 1), metavar="I/N", help=part)
+        parser.set_defaults(command="data build", overridable=False)
+    adopted = corpora.add_parser("img2dataset", help="look through img2dataset's shards, which stay as they are")
+    adopted.add_argument("--root", type=Path, required=True, help="where its tars are; manifest.json is written beside")
+    adopted.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
+    adopted.set_defaults(command="data build img2dataset", overridable=False)
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected I/N with I from 1 to N, like 3/8")
+    return int(number), int(of)
+
+
+def _add_shards(parser: argparse.ArgumentParser, *, parallel: bool = True) -> None:
+    parser.add_argument("shards", nargs="+", help="tar, directory, glob or brace pattern, each a source of its own")
+    if parallel:
+        parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one a core)")
 
 
 def _add_show(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +197,12 @@ def run(args: argparse.Namespace, overrides: Sequence[str]) -> int:
     known: dict[str, Any] = {
         "data world": commands.data_world,
         "data build tuxpaint": commands.data_build_tuxpaint,
+        "data build img2dataset": commands.data_build_img2dataset,
+        "data build": commands.data_build,
         "data check": commands.data_check,
+        "data stats": commands.data_stats,
+        "data preview": commands.data_preview,
+        "data index": commands.data_index,
         "train": commands.train,
         "eval": commands.evaluate,
         "export": commands.export,

@@ -1,22 +1,33 @@
 """What each command of `mmcl` does, once its words are parsed."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mmcl.errors import ConfigError, DataError, MissingExtra
 from mmcl.export import export_model
 from mmcl.metrics import Progress
+from mmcl_data.build.builder import build_corpus
+from mmcl_data.build.corpora import CORPORA
+from mmcl_data.build.img2dataset import adopt_img2dataset
+from mmcl_data.build.plan import Options
 from mmcl_data.build.tuxpaint import build_tuxpaint
 from mmcl_data.build.world import WorldConfig, build_world
 from mmcl_data.check import check_source
+from mmcl_data.index import Progressed, build_index, index_folder
+from mmcl_data.preview import write_preview
+from mmcl_data.stats import shared_line, source_stats, stats_report, stats_table
+from mmcl_data.workers import kind_names
 from mmcl_evals import TaskResult, draw_curves, markdown_table, write_report, write_results
 from mmcl_launch.config import RunConfig, dump_config, field_lines, load_config, standalone
 from mmcl_launch.ranks import Place, place_from, start_ranks
@@ -78,18 +89,132 @@ def data_build_tuxpaint(args: argparse.Namespace, _: Words) -> int:
     return 0
 
 
+def data_build(args: argparse.Namespace, _: Words) -> int:
+    """A corpus to shards, or one part of it."""
+    corpus = _from_args(CORPORA[args.corpus], args)
+    root = args.root or Path(args.manifest).parent
+    bars: list[Progress] = []
+
+    def show(done: int, total: int) -> None:
+        if not bars:
+            bars.append(Progress("sample", total, start=done))  # what an earlier start did counts for no rate
+        bars[0].update(done)
+
+    try:
+        manifest = build_corpus(
+            args.corpus, corpus, root, args.out, options=_from_args(Options, args), part=args.part,
+            workers=args.workers, progress=show,
+        )  # fmt: skip
+    finally:
+        for bar in bars:
+            bar.close()
+    if missing := manifest.get("parts_missing"):
+        print(f"{args.out}: this part is built; {missing} shards of other parts are not, the last part sums all up")
+        return 0
+    _print_build(args.out, manifest)
+    return 0
+
+
+def data_build_img2dataset(args: argparse.Namespace, _: Words) -> int:
+    """What img2dataset wrote, looked through."""
+    with _telling("shard") as told:
+        manifest = adopt_img2dataset(args.root, workers=args.workers, progress=told)
+    _print_build(args.root, manifest)
+    return 0
+
+
+def _from_args(cls: Any, args: argparse.Namespace) -> Any:
+    return cls(**{field.name: getattr(args, field.name) for field in dataclasses.fields(cls)})
+
+
+def _print_build(out: Path, manifest: dict[str, Any]) -> None:
+    duplicates = {kind: found["surplus"] for kind, found in manifest["duplicates"].items()}
+    facts = {"shards": len(manifest["shards"]), "counts": manifest["counts"], "duplicates": duplicates}
+    print(json.dumps({"out": str(out), **facts}, indent=1))
+    for where, why in manifest["skipped"][:5]:
+        log.warning("left out: %s: %s", where, why)
+    log.info("to decode all of it: mmcl data check %s", out)
+
+
+def data_index(args: argparse.Namespace, _: Words) -> int:
+    """Index shards; those that are known and unchanged are not read again."""
+    folder = args.out or index_folder(args.shards)
+    if folder is None:
+        raise ConfigError(f"{args.shards}: these shards have no folder of their own: name one for the index with --out")
+    bars: list[Progress] = []
+
+    def show(now: Progressed) -> None:
+        if not bars:
+            bars.append(Progress("shard", now.of))
+        bars[0].update(now.shards, f"{now.samples} samples")
+
+    index = build_index(args.shards, folder, workers=args.workers, hashes=args.hash, progress=show)
+    for bar in bars:
+        bar.close()
+    kinds = {kind_names(bits): int(count) for bits, count in enumerate(np.bincount(index.kinds)) if count}
+    facts = {"shards": len(index.shards), "samples": len(index), "kinds": kinds, "fingerprint": index.fingerprint}
+    print(json.dumps({"out": str(folder), **facts}, indent=1))
+    return 0
+
+
 def data_check(args: argparse.Namespace, _: Words) -> int:
     """List problems; 1 if there are any."""
     problems = 0
     for spec in args.shards:
-        report = check_source(spec, None, lambda p: print(f"{p.shard}: {p.key or 'shard'}: {p.cause}"))
+        with _telling("shard") as told:
+            report = check_source(spec, None, print, workers=args.workers, told=told)
         problems += report.problems
         held = ", ".join(f"{count} {what}" for what, count in sorted(report.combinations.items()))
-        unread = ", ".join(f"{count} .{what or '(none)'}" for what, count in sorted(report.unread.items()))
+        unread = ", ".join(f"{count} .{what or '(none)'}" for what, count in sorted(report.unread.items()) if count)
         print(f"{spec}: {report.shards} shards, {report.samples} samples ({held}), {report.problems} problems")
         if unread:
             print(f"{spec}: members that nothing reads, by extension: {unread}")
     return 1 if problems else 0
+
+
+def data_stats(args: argparse.Namespace, _: Words) -> int:
+    """Print what sources hold."""
+    if args.json and not args.json.parent.is_dir():  # before hours of reading
+        raise ConfigError(f"--json {args.json}: there is no such folder")
+    tallies = {}
+    for spec in args.shards:
+        with _telling("shard") as told:
+            tallies[spec] = source_stats(spec, workers=args.workers, tokens=args.tokens, told=told)
+    found = stats_report(tallies)
+    print("\n".join([*map(stats_table, found["sources"]), *map(shared_line, found["shared"])]))
+    if args.json:
+        try:
+            args.json.write_text(json.dumps(found, indent=1) + "\n")
+        except OSError as error:
+            raise ConfigError(f"--json {args.json}: cannot be written: {error.strerror}") from error
+    return 0
+
+
+def data_preview(args: argparse.Namespace, _: Words) -> int:
+    """Write the page."""
+    with _telling("sample") as told:
+        found = write_preview(
+            args.shards, args.out, samples=args.samples, seed=args.seed, seconds=args.seconds, told=told
+        )
+    print(json.dumps({"out": str(args.out), **found}, indent=1))
+    return 0
+
+
+@contextlib.contextmanager
+def _telling(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Progress in so many `what`, as many as the first call says; gone at the end."""
+    bars: list[Progress] = []
+
+    def show(done: int, total: int) -> None:
+        if not bars:
+            bars.append(Progress(what, total))
+        bars[0].update(done)
+
+    try:
+        yield show
+    finally:
+        for bar in bars:
+            bar.close()
 
 
 def train(args: argparse.Namespace, overrides: Words) -> int:

@@ -184,7 +184,7 @@ def read_recipe(name: str) -> dict[str, Any]:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"no file and no recipe {name!r}; recipes are: {', '.join(recipe_names())}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: expected fields of a run, found {type(found).__name__}")
@@ -262,10 +262,13 @@ def _override_pairs(overrides: Sequence[str]) -> list[tuple[list[str], Any]]:
     words = [part for word in overrides for part in (word.split("=", 1) if word.startswith("--") else [word])]
     if len(words) % 2 or not all(name.startswith("--") for name in words[::2]):
         raise ConfigError(f"overrides are pairs of --field value, found: {' '.join(overrides)}")
-    return [
-        (name.removeprefix("--").split("."), yaml.safe_load(value))
-        for name, value in zip(words[::2], words[1::2], strict=True)
-    ]
+    try:
+        return [
+            (name.removeprefix("--").split("."), yaml.safe_load(value))
+            for name, value in zip(words[::2], words[1::2], strict=True)
+        ]
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"a value cannot be read as YAML: {error}") from error
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

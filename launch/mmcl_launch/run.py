@@ -20,6 +20,7 @@ import torch
 import yaml
 
 from mmcl import __version__
+from mmcl.augment import augment
 from mmcl.checkpoint import DirectoryCheckpoints
 from mmcl.dist import ONE_PROCESS, Shard, connect, disconnect
 from mmcl.encoder import TowersEncoder
@@ -122,14 +123,14 @@ def preflight(config: RunConfig, world: int) -> dict[str, Any]:
     evaluators = make_evaluators(config.evals, spec, limit=1)
     if config.train.init_from:
         load_open_clip(ThreeTowers(config.model), Path(config.train.init_from))
+    rows = config.train.steps * config.train.batch_size
+    sizes = [len(source) for source in stream.sources]
     return {
         "ranks": world,
         "engine": config.engine.name,
-        "samples": {source.name: len(source) for source in stream.sources},
+        "samples": {source.name: len(source) or "not counted: no index" for source in stream.sources},
         "batch": f"{config.train.batch_size} = {world} x {config.train.batch_size // world}",
-        "epochs": round(
-            config.train.steps * config.train.batch_size / sum(len(source) for source in stream.sources), 2
-        ),
+        "epochs": round(rows / sum(sizes), 2) if all(sizes) else None,
         "evaluations": [evaluator.name for evaluator in evaluators],
     }
 
@@ -194,7 +195,7 @@ def saved_config(folder: Path) -> RunConfig:
     """The config of a run directory."""
     try:
         return parse_config(yaml.safe_load((folder / "config.yaml").read_text()))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"{folder} is no run directory: {error}") from error
 
 
@@ -251,6 +252,7 @@ def run_rank(config: RunConfig, folder: Path, place: Place) -> int:
             config.train.seed,
             shard,
             quarantine=folder / "quarantine.jsonl",
+            indexes=folder / "indexes",
         )
         with stop_signals() as received, only_one(folder) if shard.rank == 0 else contextlib.nullcontext():
             reached = train(
@@ -260,7 +262,7 @@ def run_rank(config: RunConfig, folder: Path, place: Place) -> int:
                 stream,
                 checkpoints=DirectoryCheckpoints(folder / "checkpoints", config.train.keep),
                 objective=Objective(config.objective),
-                changes=config.augment,
+                change=partial(augment, config=config.augment, sample_rate=spec.sample_rate),
                 metrics=MetricsFile(folder / "metrics.jsonl", enabled=shard.rank == 0),
                 evaluators=make_evaluators(config.evals, spec, config.evals.limit_in_training),
                 encoder=make_encoder(engine.model, device, engine.forward),
@@ -309,7 +311,10 @@ def load_model(folder: Path) -> tuple[ThreeTowers, dict[str, Any]]:
         raise CheckpointError(f"{folder}: the run has no checkpoint yet (train.save_every={config.train.save_every})")
     model = ThreeTowers(config.model)
     prefix = "model/"
-    model.load_state_dict({k.removeprefix(prefix): v for k, v in saved.state.items() if k.startswith(prefix)})
+    try:
+        model.load_state_dict({k.removeprefix(prefix): v for k, v in saved.state.items() if k.startswith(prefix)})
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder}: the checkpoint is not of the model in config.yaml: {error}") from error
     seen = saved.step * config.train.batch_size
     return model.eval(), {
         "step": saved.step,

@@ -1,6 +1,7 @@
 """What the ranks of these tests run, importable by name: spawned processes import it again."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,35 @@ class PoisonedStream(FakeStream):
             if number == self.poisoned and self.shard.rank == self.rank:
                 batch.values["audio"][0, 0] = float("nan")
             yield batch
+
+
+class SkippingStream(FakeStream):
+    """One rank skips more samples than it has rows, and not more than both have together."""
+
+    def batches(self):
+        for batch in super().batches():
+            yield replace(batch, skipped=7 if self.shard.rank == 1 else self.other)
+
+    def __init__(self, shard: Shard, *, other: int) -> None:
+        super().__init__(tiny_config(), shard=shard)
+        self.other = other
+
+
+def skip_on_rank_1(shard: Shard, other: int) -> str:
+    """What becomes of a run in which rank 1 skips 7 samples a step for its 6 rows, and rank 0 `other`."""
+    try:
+        reached = train(
+            TrainConfig(steps=4, batch_size=12, log_every=2, save_every=4),
+            OPTIM,
+            make_engine("plain", shard, OPTIM),
+            SkippingStream(shard, other=other),
+            objective=OBJECTIVE,
+            checkpoints=MemoryCheckpoints(),
+            metrics=MetricsFile(Path("nowhere"), enabled=False),
+        )
+    except MmclError as error:
+        return f"{type(error).__name__}: {error}"
+    return f"reached {reached}"
 
 
 def stop_on_rank_1(shard: Shard, folder: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from rank_cases import CPU, OPTIM, PoisonedStream, stop_on_rank_1, with_and_without_compiling
+from rank_cases import CPU, OPTIM, PoisonedStream, skip_on_rank_1, stop_on_rank_1, with_and_without_compiling
 
 from mmcl.checkpoint import DirectoryCheckpoints
 from mmcl.dist import ONE_PROCESS
@@ -201,6 +201,13 @@ def test_a_line_of_metrics_has_losses_scales_norm_rate_and_speed(tmp_path):
     assert line["lr"] == learning_rate(OPTIM, 2, 2)
     assert line["loss"] == pytest.approx(sum(line[name] for name in pairs if name.startswith("loss")), rel=1e-6)
     assert line["skipped"] == 0
+
+
+@pytest.mark.parametrize(
+    ("other", "becomes"), [(5, "reached 4"), (6, "TooManyBadSamples: 26 of 24")], ids=["as many as rows", "more"]
+)
+def test_skipped_samples_of_all_ranks_are_judged_together_and_end_the_run_on_all_of_them(other, becomes):
+    assert run_ranks(2, skip_on_rank_1, other) == [becomes, becomes]
 
 
 class Probe:

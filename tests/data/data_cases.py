@@ -3,6 +3,10 @@
 import hashlib
 import io
 import json
+import os
+import signal
+import time
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ from PIL import Image
 
 from mmcl.dist import ONE_PROCESS, Shard
 from mmcl.types import MODALITIES, Batch, InputSpec
+from mmcl_data.augment import Words
 from mmcl_data.build.shards import write_shards
 from mmcl_data.stream import DataConfig, ShardStream, SourceConfig
 
@@ -82,3 +87,18 @@ def same(one: Batch, other: Batch) -> bool:
         torch.equal(one.values[name], other.values[name]) and torch.equal(one.rows[name], other.rows[name])
         for name in MODALITIES
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trap(Words):
+    """Stands in for native decoders: captions at which a process dies, or works for ever."""
+
+    crash: tuple[str, ...] = ()
+    hang: tuple[str, ...] = ()
+
+    def changed(self, caption: str, seed: int) -> str:
+        if caption in self.crash:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        while caption in self.hang:
+            time.sleep(0.05)
+        return caption

@@ -2,6 +2,7 @@
 
 import io
 import os
+import tarfile
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from webdataset import TarWriter
 
 from mmcl.errors import ShardMissing
+from mmcl_data import blobs
 from mmcl_data.check import Problem, check_source
 
 
@@ -83,7 +85,39 @@ def test_a_damaged_shard_does_not_hide_the_others(tmp_path):
     report, problems = check(tmp_path)
     assert (report.shards, report.damaged_shards, report.samples) == (3, 1, 8)
     assert [(p.shard, p.key) for p in problems] == [(str(tmp_path / "1.tar"), None)]
-    assert problems[0].cause.startswith("byte 700: cut off inside the payload of 'a.png'")
+    assert (problems[0].offset, problems[0].cause) == (700, "cut off inside the payload of 'a.png'")
+    assert str(problems[0]) == f"{tmp_path}/1.tar: shard: byte 700: cut off inside the payload of 'a.png'"
+
+
+def test_a_problem_has_the_offset_of_its_member_or_of_its_sample(tmp_path):
+    write(tmp_path / "0.tar", **GOOD, bad={"png": png()[:-30], "cls": b"3"})
+    with tarfile.open(tmp_path / "0.tar") as tar:
+        headers = {member.name: member.offset for member in tar}
+    _, problems = check(tmp_path)
+    assert [(p.offset, p.cause[:4]) for p in problems] == [(headers["bad.png"], "png:"), (headers["bad.cls"], "no t")]
+    assert headers["bad.png"] > headers["bad.cls"] > 0
+
+
+def test_what_is_too_large_or_of_no_kind_is_not_read(tmp_path, monkeypatch):
+    write(tmp_path / "0.tar", a={**GOOD["a"], "json": b" " * 1_000_001, "npy": b"x" * 2_000_000}, b={"npy": b"x"})
+    asked: list[int] = []
+    read = blobs.pread
+    monkeypatch.setattr(blobs, "pread", lambda file, size, at: asked.append(size) or read(file, size, at))
+    report, problems = check(tmp_path)
+    assert [p.cause for p in problems if p.key == "a"] == ["json: 1000001 bytes are over the limit of 1000000"]
+    assert (report.bad_samples, report.unread["npy"]) == (2, 2) and max(asked) < 20_000
+
+
+def test_processes_find_the_same_in_the_same_order(tmp_path):
+    for number in range(7):
+        write(tmp_path / f"{number}.tar", **GOOD, **{f"bad{number}": {"png": png()[:-30], "txt": b"\xff"}})
+    os.truncate(tmp_path / "3.tar", 700)
+    told: list[tuple[int, int]] = []
+    alone, first = check(tmp_path)
+    found: list[Problem] = []
+    together = check_source(str(tmp_path), None, found.append, workers=2, told=lambda done, of: told.append((done, of)))
+    assert (together, found) == (alone, first) and len(found) == 6 * 3 + 1
+    assert told == [(number, 7) for number in range(1, 8)]
 
 
 def test_a_long_sound_that_is_cut_off_is_found(tmp_path):

@@ -5,6 +5,7 @@ import json
 import struct
 import time
 import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from PIL import Image
 
 from mmcl.errors import DataError
 from mmcl.types import InputSpec
+from mmcl_data.augment import Box
 from mmcl_data.decode.audio import decode_audio
 from mmcl_data.decode.image import decode_image
-from mmcl_data.decode.text import decode_caption, decode_facts, tokenize
+from mmcl_data.decode.text import clean_caption, decode_caption, decode_facts, pick_caption, tokenize
 
 
 def spec(**changes) -> InputSpec:
@@ -310,3 +312,152 @@ def test_facts_are_a_json_object():
 def test_other_json_is_refused(data):
     with pytest.raises(DataError):
         decode_facts(data)
+
+
+def test_a_word_that_only_appears_once_entities_and_controls_are_gone_is_measured_as_well():
+    """The tokenizer mends and unescapes captions before it looks for words, whose cost grows with their square."""
+    for data in (b"&#97;" * 2000, b"a\x01" * 2000, b"a\x1b[0m" * 2000, b"_!" * 2000):
+        with pytest.raises(DataError, match="a word of"):
+            decode_caption(data)
+    with pytest.raises(DataError, match="thousands of digits"):
+        decode_caption(b"&#" + b"9" * 5000 + b";")
+    assert decode_caption(b"&#97;" * 100 + b" and a long but usual caption" * 50).startswith("&#97;")
+
+
+# ---- the ways to decode
+
+
+def scene(width: int, height: int) -> Image.Image:
+    """Something smooth with edges, as photos are."""
+    y, x = np.mgrid[0:height, 0:width]
+    wave = np.stack([np.sin(x / 17 + k) * np.cos(y / 23 - k) for k in range(3)], axis=-1)
+    pixels = 127 + 90 * wave + 30 * ((x // 40 + y // 40) % 2)[..., None]
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+SIZES = [(640, 480), (481, 640), (333, 200), (64, 64), (50, 120), (20, 9)]
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("form", "grey"), [("JPEG", False), ("PNG", False), ("JPEG", True), ("PNG", True)])
+def test_native_pixels_are_those_of_pil_within_a_few_thousandths(mode, size, form, grey):
+    image = scene(*size)
+    data = encode(image.convert("L") if grey else image, form)
+    given_spec = spec(image_size=64, resize_mode=mode)
+    native, pil = (decode_image(data, given_spec, decoder=name) for name in ("native", "pil"))
+    assert native.shape == pil.shape == (3, 64, 64) and native.dtype == torch.uint8
+    difference = (native.float() - pil.float()).abs()
+    assert difference.mean() < 1.0 and difference.max() <= 16, (difference.mean(), difference.max())
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("size", [(640, 480), (1500, 300), (300, 900), (70, 65)])
+def test_a_draft_is_never_decoded_smaller_than_what_is_needed(mode, size, monkeypatch):
+    data, seen = encode(scene(*size), "JPEG", quality=95), []
+    resize = Image.Image.resize
+
+    def watched(image, to, *rest, **more):
+        seen.append((image.size, to))
+        return resize(image, to, *rest, **more)
+
+    monkeypatch.setattr(Image.Image, "resize", watched)
+    given_spec = spec(image_size=64, resize_mode=mode)
+    draft = decode_image(data, given_spec, decoder="draft")
+    ((held, to),) = seen
+    assert held[0] >= to[0] and held[1] >= to[1]
+    if size == (640, 480):
+        assert held[0] < 640, "but smaller than the image"
+    pil = decode_image(data, given_spec, decoder="pil")
+    assert (draft.float() - pil.float()).abs().mean() < 6
+
+
+def test_only_jpegs_are_drafted():
+    data = encode(scene(640, 480))
+    assert torch.equal(decode_image(data, spec(), decoder="draft"), decode_image(data, spec(), decoder="pil"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("decoder", ["pil", "native", "draft"])
+def test_images_are_turned_as_exif_says_where_that_is_asked_for(orientation, decoder):
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(scene(90, 60), "PNG", exif=exif)
+    turned = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    expected = decode_image(encode(turned), spec(), decoder=decoder)
+    found = decode_image(data, spec(), decoder=decoder, exif="apply")
+    assert (found.float() - expected.float()).abs().mean() < 1.5
+    if decoder == "pil":
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("decoder", ["pil", "native", "draft"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_a_box_is_that_part_of_the_image_stretched_to_the_square(decoder, form):
+    image = scene(400, 300)
+    box = Box(0.25, 0.1, 0.3, 0.8)
+    part = encode(image.crop(box.pixels(400, 300)), form, **({"quality": 98} if form == "JPEG" else {}))
+    data = encode(image, form, **({"quality": 98} if form == "JPEG" else {}))
+    expected = decode_image(part, spec(resize_mode="squash"), decoder="pil")
+    found = decode_image(data, spec(resize_mode="longest"), decoder=decoder, box=box)
+    assert found.shape == (3, 32, 32)
+    assert (found.float() - expected.float()).abs().mean() < 6
+
+
+def test_what_takes_several_copies_to_decode_has_a_lower_limit():
+    for mode, form, options in (("L", "JPEG", {"progressive": True}), ("LA", "PNG", {}), ("L", "WEBP", {"method": 0})):
+        with pytest.raises(DataError, match=r"of 5000x5000 pixels is over the limit of 24000000"):
+            decode_image(encode(Image.new(mode, (5000, 5000)), form, **options), spec())
+    assert decode_image(encode(Image.new("L", (5000, 5000)), "JPEG"), spec(), decoder="native").shape == (3, 32, 32)
+
+
+# ---- captions
+
+
+@pytest.mark.parametrize(
+    ("raw", "clean"),
+    [
+        ("A <b>red</b> bird<br/>on a fence", "A red bird on a fence"),
+        ("fish &amp;amp; chips &lt;3", "fish & chips <3"),
+        ("cafÃ© au lait", "café au lait"),
+        ("a\x00 b\u200bc\ufeff\td", "a b c d"),
+        ("  many   spaces\n\nhere ", "many spaces here"),
+        ("1 < 2 and 3 > 2", "1 < 2 and 3 > 2"),
+        ("plain words", "plain words"),
+    ],
+)
+def test_captions_are_cleaned(raw, clean):
+    assert clean_caption(raw) == clean
+
+
+@pytest.mark.parametrize("raw", ["<br>", "&nbsp;", "<p></p> \x00"])
+def test_a_caption_of_which_nothing_is_left_is_refused(raw):
+    with pytest.raises(DataError, match="nothing of the caption is left"):
+        clean_caption(raw)
+
+
+def test_captions_are_drawn_by_their_weights_and_lists_evenly():
+    facts = {"alt": "alt", "several": ["one", "two", "three"], "empty": "", "none": None}
+    weights = {"txt": 1.0, "alt": 2.0, "several": 3.0, "empty": 50.0, "none": 50.0, "absent": 50.0}
+    found = Counter(pick_caption("txt", facts, weights, seed * 0x9E3779B97F4A7C15) for seed in range(6000))
+    shares = {caption: count / 6000 for caption, count in found.items()}
+    assert shares == pytest.approx({"txt": 1 / 6, "alt": 1 / 3, "one": 1 / 6, "two": 1 / 6, "three": 1 / 6}, abs=0.02)
+    assert pick_caption("txt", facts, weights, 5) == pick_caption("txt", facts, weights, 5)
+
+
+@pytest.mark.parametrize(
+    ("facts", "cause"),
+    [
+        ({}, "none of the fields that may hold a caption: alt"),
+        ({"alt": 7}, "'alt' holds a int"),
+        ({"alt": {"text": "x"}}, "'alt' holds a dict"),
+        ({"alt": [["x"]]}, "'alt' holds a list"),
+        ({"alt": "   "}, "the caption is empty"),
+        ({"alt": "w" * 1001}, "a word of 1001"),
+    ],
+)
+def test_fields_that_hold_no_caption_are_named(facts, cause):
+    with pytest.raises(DataError, match=cause):
+        pick_caption(None, facts, {"alt": 1.0}, 0)

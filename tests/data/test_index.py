@@ -44,7 +44,7 @@ def test_every_sample_of_every_shard_has_a_number_under_which_it_is_found(shards
 def test_an_index_is_json_and_npy_and_is_mapped_and_not_read(shards, tmp_path):
     build_index(shards, tmp_path / "index")
     index = open_index(tmp_path / "index")
-    assert all(isinstance(array, np.memmap) for array in index.arrays.values())
+    assert all(isinstance(array.base, np.memmap) for array in index.arrays.values())
     names = {path.name for path in (tmp_path / "index").iterdir()}
     assert names == {"parts", "index.json", *(f"{name}.npy" for name in mmcl_data.index._ARRAYS)}
 

@@ -6,7 +6,8 @@ from test_stream import SPEC, png, wav
 
 from mmcl.errors import SampleRejected
 from mmcl.types import MODALITIES
-from mmcl_data.samples import Row, collate, decode_row, is_usable, modalities_of
+from mmcl_data.augment import Crop, Words
+from mmcl_data.samples import DecodeConfig, Draw, Row, collate, decode_row, is_usable, modalities_of, wanted
 from mmcl_data.scan import SampleEntry
 
 PATH = "shards/000007.tar"
@@ -81,3 +82,61 @@ def test_rows_without_anything_are_a_batch_of_the_right_types():
     for name, dtype in (("image", torch.uint8), ("text", torch.int64), ("audio", torch.float32)):
         assert batch.values[name].dtype == dtype and len(batch.values[name]) == len(batch.rows[name]) == 0
         assert batch.rows[name].dtype == torch.int64
+
+
+def entry_of(**sizes: int) -> SampleEntry:
+    return SampleEntry("k", tuple(sizes), tuple(range(0, 512 * len(sizes), 512)), tuple(sizes.values()))
+
+
+def test_of_each_kind_the_first_member_is_wanted_and_of_others_none():
+    entry = entry_of(npy=9, png=1, jpg=2, txt=3, json=4, pyd=5, cls=6, wav=7)
+    assert wanted(PATH, entry, facts=False).extensions == ("png", "txt", "wav")
+    found = wanted(PATH, entry, facts=True)
+    assert found == SampleEntry(
+        "k", ("png", "txt", "json", "cls", "wav"), (512, 1536, 2048, 3072, 3584), (1, 3, 4, 6, 7)
+    )
+
+
+@pytest.mark.parametrize(
+    ("extension", "size", "refused"),
+    [
+        ("txt", 2**16 + 1, True),
+        ("txt", 2**16, False),
+        ("jpg", 2**26 + 1, True),
+        ("json", 10**6 + 1, True),
+        ("npy", 2**40, False),
+        ("cls", 41, True),
+    ],
+)
+def test_a_member_larger_than_its_kind_may_be_is_refused_before_it_is_read(extension, size, refused):
+    entry = entry_of(**{"wav": 5, extension: size})
+    if not refused:
+        assert wanted(PATH, entry, facts=True).extensions[0] == "wav"
+        return
+    with pytest.raises(SampleRejected, match=rf"sample 'k': {extension}: {size} bytes are over the limit"):
+        wanted(PATH, entry, facts=True)
+
+
+def test_a_row_that_is_drawn_follows_from_its_seed():
+    config = DecodeConfig(crop=Crop(scale=(0.2, 0.6)), words=Words(drop=0.4, swap=0.5))
+    held = members(png=png(3, 64), wav=wav(3, 900), txt=b"one two three four five six seven")
+
+    def row(seed: int) -> Row:
+        return decode_row(PATH, "k", held, SPEC, draw=Draw(seed=seed), config=config)
+
+    first, again, others = row(5), row(5), [row(seed) for seed in range(20)]
+    assert first.caption == again.caption and torch.equal(first.audio, again.audio)
+    assert torch.equal(first.image, again.image)
+    assert len({other.caption for other in others}) > 10 and len({float(other.audio[0]) for other in others}) > 10
+    assert {other.ids["caption"] for other in others} == {first.ids["caption"]}, "the ids are of what was written"
+
+
+def test_without_a_draw_nothing_is_drawn():
+    config = DecodeConfig(crop=Crop(scale=(0.2, 0.6)), words=Words(drop=1.0))
+    plain = decode_row(PATH, "k", members(), SPEC, config=config)
+    assert plain.caption == "three" and torch.equal(plain.image, decode_row(PATH, "k", members(), SPEC).image)
+
+
+def test_a_sample_without_a_field_that_holds_a_caption_is_rejected():
+    with pytest.raises(SampleRejected, match="none of the fields that may hold a caption: alt"):
+        decode_row(PATH, "k", members(), SPEC, draw=Draw(seed=1, captions={"alt": 1.0}))

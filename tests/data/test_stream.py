@@ -343,15 +343,28 @@ def half_bad(tmp_path) -> str:
 
 def test_too_many_bad_samples_end_the_run(tmp_path):
     path = half_bad(tmp_path)
-    with pytest.raises(TooManyBadSamples, match=r"\d+ of \d+ samples .*data.max_bad_share=0.01.*mmcl data check"):
+    with pytest.raises(
+        TooManyBadSamples,
+        match=r"\d+ samples could not .* \d+ rows, more than data.max_bad_share=0.01.*mmcl data check",
+    ):
         take(stream({"a": path}, bad=0.01), 10)
     assert sum(batch.skipped for batch in take(stream({"a": path}, bad=1.0), 8)) >= 32
 
 
 def test_a_share_of_0_allows_not_one(tmp_path):
     path = write(tmp_path / "one", [sample(n, **({"txt": b"\xff"} if n == 3 else {})) for n in range(8)])
-    with pytest.raises(TooManyBadSamples, match="1 of 8"):
+    with pytest.raises(TooManyBadSamples, match="1 samples could not be used for 8 rows"):
         take(stream({"a": path}, bad=0.0), 1)
+
+
+def test_a_rank_stops_alone_only_where_the_others_cannot_make_up_for_it(tmp_path):
+    path = write(tmp_path / "s", [sample(n, **({"txt": b"\xff"} if n % 4 == 0 else {})) for n in range(64)])
+    made = [stream({"a": path}, batch=64, bad=0.2, shard=Shard(rank, 2)) for rank in (0, 1)]
+    for part in made:
+        assert sum(batch.skipped for batch in take(part, 20)) > 0.2 * 640  # but less than of the rows of both
+    made[0].judge(200, 1200)
+    with pytest.raises(TooManyBadSamples, match="260 samples could not be used for 1280 rows"):
+        made[0].judge(60, 80)
 
 
 def test_a_source_that_is_bad_throughout_is_not_searched_for_ever(tmp_path):
@@ -512,3 +525,15 @@ def test_the_stream_is_pinned(shards):
         "a00009",
         "b00008",
     ]
+
+
+def test_an_index_of_other_shards_than_the_source_names_is_refused(tmp_path):
+    one, two = (write(tmp_path / name, [sample(n) for n in range(8)]) for name in ("one", "two"))
+    build_index(one, tmp_path / "index")
+    (tmp_path / "link").symlink_to(one)
+    for path in (one, str(tmp_path / "link"), f"{one}/{{000000..000000}}.tar"):
+        source = SourceConfig(shards=path, index=str(tmp_path / "index"))
+        take(ShardStream(DataConfig(sources={"a": source}), SPEC, 8, 0), 1)
+    source = SourceConfig(shards=two, index=str(tmp_path / "index"))
+    with pytest.raises(IndexStale, match=r"an index of other shards than .*two: of .*one/000000\.tar"):
+        ShardStream(DataConfig(sources={"a": source}), SPEC, 8, 0)

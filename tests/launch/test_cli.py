@@ -14,7 +14,8 @@ from launch_cases import MMCL, SMALL, curve, metrics, mmcl
 
 from mmcl_launch.cli import build_parser, main
 
-VERBS = ["", "data", "data world", "data build", "data build tuxpaint", "data check", "train", "eval", "export",
+VERBS = ["", "data", "data world", "data build", "data build tuxpaint", "data build manifest", "data check",
+         "data stats", "data preview", "train", "eval", "export",
          "config", "config show", "config fields", "demo"]  # fmt: skip
 
 
@@ -196,8 +197,13 @@ def workers_of(run: str) -> list[int]:
         (["eval", "nowhere", "--config", "world"], "is no run directory"),
         (["export", "nowhere", "--out", "x"], "is no run directory"),
         (["data", "check", "nowhere"], "ShardMissing"),
+        (["data", "check", "world/test/image_text", "--workers", "0"], "workers=0: at least one"),
+        (["data", "stats", "world/test/image_text", "--json", "no/where.json"], "--json no/where.json: there is no"),
+        (["data", "preview", "nowhere", "--out", "page.html"], "ShardMissing"),
+        (["data", "preview", "world/test/image_text", "--out", "no/page.html"], "cannot be written there"),
         (["data", "world", "--out", "x", "--samples", "9", "--num-shapes", "99"], "num_shapes=99 is out of range"),
         (["data", "build", "tuxpaint", "--root", "none", "--out", "x"], "apt-get install"),
+        (["data", "build", "manifest", "--manifest", "none.csv", "--out", "x"], "none.csv is missing"),
     ],
 )
 def test_a_mistake_is_explained_in_one_line(place, words, message, monkeypatch, capsys):
@@ -236,10 +242,23 @@ def test_damage_is_found_before_training_and_by_the_check(place, monkeypatch, ca
     shard = next(Path("bad").iterdir())
     shard.write_bytes(shard.read_bytes()[:-20000])
     assert main(["data", "check", "bad"]) == 1
-    assert str(shard) in capsys.readouterr().out
+    assert f"{shard}: shard: byte {shard.stat().st_size}: cut off" in capsys.readouterr().out
     assert main(["train", "--config", "world", *SMALL, "--data.sources.image_text.shards=bad"]) == 2
     said = capsys.readouterr().err
     assert "ShardDamaged" in said and str(shard) in said
+
+
+def test_statistics_and_a_preview_are_made_of_what_the_world_holds(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    words = ["world/train/image_audio_text", "world/test/image_audio_text"]
+    assert main(["data", "stats", *words, "--json", "stats.json"]) == 0
+    said = capsys.readouterr().out
+    assert "world/test/image_audio_text: 1 shards, 40 samples" in said and "audio+facts+image+text 40" in said
+    train, test = json.loads(Path("stats.json").read_text())["sources"]
+    assert train["samples"] == 60 and test["spreads"]["image width, px"]["p100"] == 32
+    assert main(["data", "preview", *words, "--out", "page.html", "--samples", "7"]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 7
+    assert Path("page.html").read_text().count("<figure>") == 7 and "foils." in Path("page.html").read_text()
 
 
 def test_a_diverged_run_names_its_steps_and_saves_nothing(place):

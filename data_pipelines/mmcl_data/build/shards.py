@@ -6,13 +6,18 @@ that one seed gives one file, and that a folder of shards appears whole or not a
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tarfile import RECORDSIZE
+from typing import Any
 
-from webdataset.writer import ShardWriter
+from webdataset.writer import ShardWriter, TarWriter
 
 from mmcl.errors import ConfigError
+
+_FIXED: dict[str, Any] = {"encoder": False, "mtime": 0, "user": "mmcl", "group": "mmcl"}
+_BLOCK = 512
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,10 +54,7 @@ def write_shards(
         str(staged / "%06d.tar"),
         maxcount=samples_per_shard,
         verbose=0,
-        encoder=False,
-        mtime=0,
-        user="mmcl",
-        group="mmcl",
+        **_FIXED,
     ) as writer:
         for sample in samples:
             writer.write(dict(sample))
@@ -63,9 +65,42 @@ def write_shards(
     if folder.exists():
         folder.rmdir()
     staged.rename(folder)
-    return [_describe(path, count) for path, count in zip(sorted(folder.glob("*.tar")), counts, strict=False)]
+    return [describe_shard(path, count) for path, count in zip(sorted(folder.glob("*.tar")), counts, strict=False)]
 
 
-def _describe(path: Path, samples: int) -> WrittenShard:
-    content = path.read_bytes()
-    return WrittenShard(name=path.name, samples=samples, bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+def bounded_shards(
+    samples: Iterable[Mapping[str, bytes | str]], folder: Path, name: str, max_bytes: int
+) -> Iterator[tuple[Path, WrittenShard]]:
+    """Write `samples` to `folder/NAME.tar`, and to `NAME_001.tar`, ... what would take that above `max_bytes`.
+
+    One sample above the limit is a shard of its own. A shard is yielded when it is whole, with its place.
+    """
+    number, left = 0, iter(samples)
+    first = next(left, None)
+    while first is not None:
+        path = folder / (f"{name}_{number:03d}.tar" if number else f"{name}.tar")
+        with path.open("wb") as file, TarWriter(file, **_FIXED) as writer:
+            count, first = _fill(writer, first, left, max_bytes)
+        yield path, describe_shard(path, count)
+        number += 1
+
+
+def _fill(
+    writer: TarWriter, first: Mapping[str, bytes | str], left: Iterator[Mapping[str, bytes | str]], max_bytes: int
+) -> tuple[int, Mapping[str, bytes | str] | None]:
+    """Write the first sample and as many more as fit; returns how many, and the one that did not."""
+    count, held, sample = 0, 2 * _BLOCK, first
+    while sample is not None:
+        size = sum(_BLOCK + -(-len(data) // _BLOCK) * _BLOCK for name, data in sample.items() if name != "__key__")
+        if count and -(-(held + size) // RECORDSIZE) * RECORDSIZE > max_bytes:
+            return count, sample
+        writer.write(dict(sample))
+        count, held, sample = count + 1, held + size, next(left, None)
+    return count, None
+
+
+def describe_shard(path: Path, samples: int) -> WrittenShard:
+    """Size and hash of the shard at `path`."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return WrittenShard(name=path.name, samples=samples, bytes=path.stat().st_size, sha256=digest)

@@ -15,6 +15,15 @@ FACTS_EXTENSIONS: tuple[str, ...] = ("json",)
 CLASS_EXTENSIONS: tuple[str, ...] = ("cls",)
 """Of labelled sets: an index in ASCII digits, which evaluations read."""
 
+MAX_BYTES: dict[Kind, int] = {
+    "image": 64 * 2**20,
+    "audio": 256 * 2**20,
+    "text": 2**16,
+    "facts": 10**6,
+    "class": 40,
+}
+"""Of a member; a larger one is not read at all."""
+
 KIND_OF_EXTENSION: dict[str, Kind] = {
     **dict.fromkeys(IMAGE_EXTENSIONS, "image"),
     **dict.fromkeys(AUDIO_EXTENSIONS, "audio"),

@@ -45,11 +45,12 @@ def decode_audio(data: bytes, spec: InputSpec, start: float = 0.0) -> Float32[Te
         raise
     except Exception as error:  # LibsndfileError, but also what cffi makes of hostile headers
         raise DataError(f"not a readable WAV, FLAC, OGG or MP3 sound: {error}") from error
-    if not np.isfinite(wave).all():
+    peak = float(max(-wave.min(), wave.max()) if len(wave) else 0.0)  # a NaN comes through both
+    if not np.isfinite(peak):
         raise DataError("the sound holds NaN or infinite samples")
-    if not wave.any():
+    if not peak:
         raise DataError("the sound is silent: every sample is zero")
-    if (peak := float(np.abs(wave).max())) > MAX_PEAK:
+    if peak > MAX_PEAK:
         raise DataError(f"the sound peaks at {peak:g}, where full scale is 1")
     return _fit(wave, rate, spec)
 
@@ -78,6 +79,14 @@ def _window(sound: soundfile.SoundFile, spec: InputSpec, start: float) -> Float3
         raise DataError(
             f"the sound ends after {begin + len(wave)} of the {sound.frames} samples that its header claims"
         )
+    return _mono(wave)
+
+
+def _mono(wave: Float32[np.ndarray, "t c"]) -> Float32[np.ndarray, " t"]:
+    if wave.shape[1] == 1:
+        return wave[:, 0]
+    if wave.shape[1] == 2:  # ten times as quick as a mean over so few
+        return (wave[:, 0] + wave[:, 1]) / 2
     return wave.mean(axis=1)
 
 
@@ -86,7 +95,8 @@ def _fit(wave: Float32[np.ndarray, " s"], rate: int, spec: InputSpec) -> Float32
         wave = soxr.resample(wave, rate, spec.sample_rate, quality="HQ")
     if not len(wave):
         raise DataError(f"the sound is too short for one sample at {spec.sample_rate} Hz")
-    fitted = np.zeros(spec.clip_samples, dtype=np.float32)
+    fitted = np.empty(spec.clip_samples, dtype=np.float32)
     length = min(len(wave), spec.clip_samples)
     np.clip(wave[:length], -1, 1, out=fitted[:length])
+    fitted[length:] = 0
     return torch.from_numpy(fitted)

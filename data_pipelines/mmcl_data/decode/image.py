@@ -17,8 +17,8 @@ pictures of 8 bits. The pixels are PIL's within a few thousandths on average, in
 through PIL. With `draft`, PIL decodes a JPEG at the half, quarter or eighth of its size that is still large enough,
 which is quicker where images are much larger than the model's, and a little less sharp.
 
-Only JPEG, PNG and WebP are opened, single frames of at most 64 megapixels: PIL knows some forty formats, one of which
-starts ghostscript, and a few hundred bytes can ask for gigabytes.
+Only JPEG, PNG and WebP are opened, single frames of at most 64 megapixels (24 where decoding takes several copies): PIL
+knows some forty formats, one of which starts ghostscript, and a few hundred bytes can ask for gigabytes.
 """
 
 from io import BytesIO
@@ -37,6 +37,10 @@ from mmcl_data.augment import Box
 Decoder = Literal["native", "pil", "draft"]
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 64 * 10**6
+MAX_COSTLY_PIXELS = 24 * 10**6
+"""Of what takes several copies of the image to decode: WebP, progressive JPEG, CMYK, and whatever is transparent."""
+MAX_SCANS = 64
+"""Of a progressive JPEG, each of which goes over the whole image again; encoders write about ten."""
 
 
 def decode_image(
@@ -52,11 +56,11 @@ def decode_image(
         box: the part that is shown, stretched to the square; None is the whole, as `spec.resize_mode` says.
 
     Raises:
-        DataError: not a whole JPEG, PNG or WebP, animated, above 64 megapixels, or too narrow to be resized.
+        DataError: not a whole JPEG, PNG or WebP, animated, above the limits of size, or too narrow to be resized.
     """
     try:
         with Image.open(BytesIO(data), formats=FORMATS) as image:  # reads the header only
-            _check(image)
+            _check(image, data)
             turned = exif == "apply" and image.getexif().get(_ORIENTATION, 1) != 1
             if decoder == "native" and not turned and _is_plain(image):
                 return _native(data, image.size, spec, box)
@@ -102,16 +106,24 @@ def _native(data: bytes, size: tuple[int, int], spec: InputSpec, box: Box | None
         plan = _plan(*size, spec)
     width, height = plan.size
     if tuple(pixels.shape[1:]) != (height, width):
-        pixels = images.resize(pixels, [height, width], interpolation=images.InterpolationMode.BICUBIC, antialias=True)
+        resized = torch.empty(1, 3, height, width, dtype=torch.uint8)
+        # what torchvision's resize calls; given its place, it leaves the channels apart, as they are wanted
+        torch.ops.aten._upsample_bicubic2d_aa.out(pixels[None], [height, width], False, out=resized)
+        pixels = resized[0]
     if plan.left or plan.top or plan.size != (spec.image_size, spec.image_size):
         pixels = images.crop(pixels, plan.top, plan.left, spec.image_size, spec.image_size)
     return pixels.contiguous()
 
 
-def _check(image: Image.Image) -> None:
+def _check(image: Image.Image, data: bytes) -> None:
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise DataError(f"an image of {width}x{height} pixels is over the limit of {MAX_PIXELS}")
+    progressive = bool(image.info.get("progressive"))
+    costly = progressive or image.format == "WEBP" or image.mode == "CMYK" or image.has_transparency_data
+    if width * height > (most := MAX_COSTLY_PIXELS if costly else MAX_PIXELS):
+        kind = "a WebP, progressive, transparent or CMYK image" if costly else "an image"
+        raise DataError(f"{kind} of {width}x{height} pixels is over the limit of {most}")
+    if progressive and (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+        raise DataError(f"a progressive JPEG of {scans} scans is over the limit of {MAX_SCANS}")
     # phones append a second picture (depth, gain map) to a JPEG, which PIL calls MPO: the photo is the first
     if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) != 1:
         raise DataError(f"an animation of {frames} frames, not an image")

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Int64
@@ -20,23 +20,22 @@ from torch import Tensor
 
 from mmcl.errors import DataError
 from mmcl.types import InputSpec
+from mmcl_data.decode import MAX_BYTES
 from mmcl_data.order import mix, uniform
 
 if TYPE_CHECKING:
-    from open_clip.tokenizer import SimpleTokenizer
+    from mmcl_data.decode.tokens import Tokenizer
 
-MAX_FACTS_BYTES = 10**6
 MAX_WORD = 1000
 """Characters of one run of letters or of signs: the cost of encoding a word grows with its square."""
-_MAX_CACHED_WORDS = 200_000
 _CAPTION = 4
 """What a draw of this module is for, as in `augment`."""
-_TAG = re.compile(r"<[^<>]{1,1000}>")
+_TAG = re.compile(r"<[A-Za-z/!?][^<>]{0,1000}>")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b\ufeff\ufffd]")
-_WORD = re.compile(r"[^\W\d_]+|[^\w\s]+")
+_WORD = re.compile(r"[^\W\d_]+|(?:[^\w\s]|_)+")
 
 
-def decode_caption(data: bytes, max_bytes: int = 65536) -> str:
+def decode_caption(data: bytes, max_bytes: int = MAX_BYTES["text"]) -> str:
     """The caption in `data`, without surrounding white space.
 
     Raises:
@@ -49,14 +48,25 @@ def check_caption(caption: str) -> str:
     """The caption without surrounding white space.
 
     Raises:
-        DataError: empty, or with a word above 1000 characters.
+        DataError: empty, or with a word above 1000 characters, also once entities and control characters are gone.
     """
     caption = caption.strip()
     if not caption:
         raise DataError("the caption is empty")
-    if (longest := max((len(word) for word in _WORD.findall(caption)), default=0)) > MAX_WORD:
+    if len(caption) > MAX_WORD and (longest := _longest_word(caption)) > MAX_WORD:
         raise DataError(f"the caption holds a word of {longest} characters, over the limit of {MAX_WORD}")
     return caption
+
+
+def _longest_word(caption: str) -> int:
+    """Characters of the longest word that the tokenizer will see, which mends and unescapes captions first."""
+    import ftfy
+
+    try:
+        seen = html.unescape(html.unescape(ftfy.fix_text(caption)))
+    except ValueError as error:  # what the tokenizer would end in too
+        raise DataError("the caption names a character by a number of thousands of digits") from error
+    return max((len(word) for word in _WORD.findall(seen)), default=0)
 
 
 def pick_caption(caption: str | None, facts: Mapping[str, Any], weights: Mapping[str, float], seed: int) -> str:
@@ -114,7 +124,7 @@ def decode_facts(data: bytes) -> dict[str, Any]:
     Raises:
         DataError: above 1 MB, not UTF-8, not JSON, not an object, or with a number that is NaN or infinite.
     """
-    text = _utf8(data, MAX_FACTS_BYTES, "the json member")
+    text = _utf8(data, MAX_BYTES["facts"], "the json member")
     try:
         facts = json.loads(text, parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
@@ -140,17 +150,14 @@ def tokenize(captions: Sequence[str], spec: InputSpec) -> Int64[Tensor, "n l"]:
 
     A longer caption is cut and still ends with the end token. The first call imports open_clip, which takes seconds.
     """
-    tokenizer = _tokenizer(spec.context_length)
-    if len(tokenizer.cache) > _MAX_CACHED_WORDS:  # it remembers every word it ever saw
-        tokenizer.cache = {word: word for word in ("<start_of_text>", "<end_of_text>")}
-    return tokenizer(list(captions))
+    return _tokenizer()(captions, spec.context_length)
 
 
-@lru_cache(maxsize=4)
-def _tokenizer(context_length: int) -> "SimpleTokenizer":
-    from open_clip.tokenizer import SimpleTokenizer
+@cache
+def _tokenizer() -> "Tokenizer":
+    from mmcl_data.decode.tokens import Tokenizer
 
-    return SimpleTokenizer(context_length=context_length)
+    return Tokenizer()
 
 
 def _utf8(data: bytes, limit: int, what: str) -> str:

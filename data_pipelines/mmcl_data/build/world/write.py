@@ -14,7 +14,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import chain, islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from mmcl_data.build.world.config import WorldConfig
 from mmcl_data.build.world.grammar import SINGLE_IMAGE, SINGLE_SOUND
 from mmcl_data.build.world.pairs import SOURCES, Source, World, make_world
 from mmcl_data.build.world.samples import SAMPLES_PER_CLASS, Job, class_pairs, job_meaning, make_samples
+from mmcl_data.processes import process_pool
 
 FORMAT = 1
 """Of world.json and the json members. A change of the bytes that a seed gives raises it, too."""
@@ -166,8 +166,7 @@ def _runner(world: World, workers: int, total: int, progress: Callable[[int, int
     if workers == 1:
         yield lambda jobs: chain.from_iterable(count(make_samples(world, c)) for c in _chunks(jobs))
         return
-    # spawn, because a fork would copy the threads' locks of whatever this process has imported
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with process_pool(workers, [make_samples.__module__]) as pool:
         yield lambda jobs: chain.from_iterable(map(count, _in_order(pool, world, jobs, ahead=3 * workers)))
 
 
