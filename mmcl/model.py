@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 
 from mmcl.errors import ConfigError
 from mmcl.towers import AudioConfig, AudioTower, ImageTower, TextTower
-from mmcl.types import MODALITIES, PAIRS, Batch, Embeddings, InputSpec, Learned, Modality
+from mmcl.types import MODALITIES, OWN, PAIRS, Batch, Embeddings, InputSpec, Learned, Modality
 
 MAX_LOG_SCALE = math.log(100)
 """CLIP, section 2.5: logits are never scaled by more than 100."""
@@ -188,13 +188,17 @@ class ThreeTowers(nn.Module):
 
 
 def split_outputs(outputs: Mapping[str, Tensor], batch: Batch) -> tuple[Embeddings, Learned]:
-    """The outputs of `ThreeTowers` on `batch`."""
+    """The outputs of `ThreeTowers` on `batch`: of each row what is its own."""
     values: dict[Modality, Tensor] = {modality: outputs[modality] for modality in MODALITIES}
+    rows = dict(batch.rows)
+    for modality, roles in batch.roles.items():
+        own = roles == OWN
+        values[modality], rows[modality] = values[modality][own], rows[modality][own]
     learned = Learned(
         scales={pair: outputs[pair] for pair in PAIRS},
         biases={pair: outputs[f"bias_{pair}"] for pair in PAIRS if f"bias_{pair}" in outputs},
     )
-    return Embeddings(values=values, rows=batch.rows), learned
+    return Embeddings(values=values, rows=rows), learned
 
 
 def open_clip_state(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:

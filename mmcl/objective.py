@@ -6,6 +6,7 @@ in the same collectives. A modality that serves several pairs is gathered once.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from mmcl.dist import Gathered, Shard
 from mmcl.errors import CheckpointError, ConfigError
-from mmcl.losses import HardNegatives
+from mmcl.losses import HardNegatives, Positives
 from mmcl.losses.infonce import check_targets
 from mmcl.terms import (
     DCLConfig,
@@ -21,6 +22,7 @@ from mmcl.terms import (
     HNNCEConfig,
     InfoNCEConfig,
     MixupConfig,
+    ModularConfig,
     MultiPositiveConfig,
     MultiViewConfig,
     MVDHELConfig,
@@ -29,10 +31,33 @@ from mmcl.terms import (
     Sides,
     SigmoidConfig,
 )
-from mmcl.types import ID_KINDS, PAIRS, Embeddings, IdKind, Learned, Modality, Pair
+from mmcl.types import ID_KINDS, PAIRS, RIGHT, WRONG, Batch, Embeddings, IdKind, Learned, Modality, Pair
 
 Negatives = Mapping[Modality, HardNegatives]
 """Hard negatives by the modality they are made of; their rows count among the rows of the batch."""
+FurtherPositives = Mapping[Modality, Positives]
+"""Likewise."""
+NO_POSITIVES: FurtherPositives = {}
+
+
+def negatives_in(outputs: Mapping[str, Tensor], batch: Batch) -> Negatives:
+    """The hard negatives of a batch, given what the model made of its values."""
+    found: dict[Modality, HardNegatives] = {}
+    for modality, roles in batch.roles.items():
+        wrong = roles == WRONG
+        found[modality] = HardNegatives(
+            values=outputs[modality][wrong], rows=batch.rows[modality][wrong], seen_by="all"
+        )
+    return found
+
+
+def positives_in(outputs: Mapping[str, Tensor], batch: Batch) -> FurtherPositives:
+    """The further positives of a batch, given what the model made of its values."""
+    found: dict[Modality, Positives] = {}
+    for modality, roles in batch.roles.items():
+        right = roles == RIGHT
+        found[modality] = Positives(values=outputs[modality][right], rows=batch.rows[modality][right])
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +78,16 @@ class ObjectiveConfig:
     """Mixtures of two rows."""
     global_contrast: GlobalContrastConfig = field(default_factory=GlobalContrastConfig)
     """SogCLR, iSogCLR, FastCLIP."""
+    modular: ModularConfig = field(default_factory=ModularConfig)
+    """CompA's modular contrast: several right captions."""
     mv_info_nce: MVInfoNCEConfig = field(default_factory=MVInfoNCEConfig)
     """All modalities of a row against all embeddings."""
     mv_dhel: MVDHELConfig = field(default_factory=MVDHELConfig)
     """All modalities of a row together, and each modality spread out."""
     false_negatives: list[IdKind] = field(default_factory=list)
     """Rows that share one of these (`sample`, `caption`, `image`) are no negatives of each other."""
+    own_negatives: list[Pair] = field(default_factory=list)
+    """Pairs in which a hard negative counts for its own row alone (CompA); in the others for every row (NegCLIP)."""
 
     def __post_init__(self) -> None:
         for name, term in self.terms():
@@ -71,6 +100,8 @@ class ObjectiveConfig:
         active = {name: term for name, term, _, _ in self.active()}
         if not active:
             raise ConfigError(f"objective: no term has a positive weight; expected one for some of {list(PAIRS)}")
+        if unknown := set(self.own_negatives) - set(PAIRS):
+            raise ConfigError(f"objective.own_negatives={sorted(unknown)}: expected some of {list(PAIRS)}")
         if unknown := set(self.false_negatives) - set(ID_KINDS):
             raise ConfigError(f"objective.false_negatives={sorted(unknown)}: expected some of {list(ID_KINDS)}")
         check_targets(0.0, taught=self.info_nce.soft_targets, masked=bool(self.false_negatives))
@@ -130,7 +161,13 @@ class Objective:
         }
 
     def terms(
-        self, embeddings: Embeddings, learned: Learned, ids: Int[Tensor, "b k"], shard: Shard, negatives: Negatives
+        self,
+        embeddings: Embeddings,
+        learned: Learned,
+        ids: Int[Tensor, "b k"],
+        shard: Shard,
+        negatives: Negatives,
+        positives: FurtherPositives = NO_POSITIVES,
     ) -> dict[str, tuple[float, Float[Tensor, ""]]]:
         """Weight and value of each term by name, such as `info_nce_image_text`. Collective, backward too.
 
@@ -143,6 +180,7 @@ class Objective:
             shard: this rank.
             negatives: hard negatives of this rank's rows, where the data has some; every rank gives the same
                 modalities, if only with no rows.
+            positives: likewise what is right for rows beside their own.
         """
         self.step += 1
         found: dict[str, tuple[float, Tensor]] = {}
@@ -155,13 +193,19 @@ class Objective:
                 found[name] = weight, term.loss(embeddings, scale, shard)
                 continue
             if pair not in sides:
-                sides[pair] = self._sides(pair, gathers, learned, ids, negatives)
+                sides[pair] = self._sides(pair, gathers, learned, ids, negatives, positives)
             full = f"{name}_{pair}"
             found[full] = weight, term.loss(replace(sides[pair], table=self.tables.get(full)))
         return found
 
     def _sides(
-        self, pair: Pair, gathers: Gathers, learned: Learned, ids: Int[Tensor, "b k"], negatives: Negatives
+        self,
+        pair: Pair,
+        gathers: Gathers,
+        learned: Learned,
+        ids: Int[Tensor, "b k"],
+        negatives: Negatives,
+        positives: FurtherPositives,
     ) -> Sides:
         first, second = PAIRS[pair]
         values, rows = gathers.embeddings.values, gathers.embeddings.rows
@@ -176,10 +220,15 @@ class Objective:
             shard=gathers.shard,
             ids=ids[own],
             same=ids[own][:, kinds] if kinds else None,
-            negatives=_of_rows(negatives[second], own) if second in negatives else None,
+            negatives=self._negatives(pair, negatives[second], own) if second in negatives else None,
+            positives=_of_rows(positives[second], own) if second in positives else None,
             table=None,
             step=self.step,
         )
+
+    def _negatives(self, pair: Pair, negatives: HardNegatives, own: Int[Tensor, " n"]) -> HardNegatives:
+        found = _of_rows(negatives, own)
+        return replace(found, seen_by="own") if pair in self.config.own_negatives else found
 
     def state(self) -> dict[str, Tensor]:
         """What it keeps from step to step, the same on all ranks."""
@@ -204,8 +253,10 @@ class Objective:
                 table.load(state[name])
 
 
-def _of_rows(negatives: HardNegatives, rows: Int[Tensor, " n"]) -> HardNegatives:
-    """The hard negatives of some rows of the batch, by their place among these."""
-    kept = torch.isin(negatives.rows, rows)
-    place = torch.searchsorted(rows, negatives.rows[kept])
-    return HardNegatives(values=negatives.values[kept], rows=place, seen_by=negatives.seen_by)
+Beside = TypeVar("Beside", HardNegatives, Positives)
+
+
+def _of_rows(beside: Beside, rows: Int[Tensor, " n"]) -> Beside:
+    """Those of some rows of the batch, by their place among these."""
+    kept = torch.isin(beside.rows, rows)
+    return replace(beside, values=beside.values[kept], rows=torch.searchsorted(rows, beside.rows[kept]))

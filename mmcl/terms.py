@@ -17,6 +17,7 @@ from mmcl.errors import ConfigError
 from mmcl.losses import (
     Estimates,
     HardNegatives,
+    Positives,
     dcl,
     global_contrast,
     hn_nce,
@@ -24,6 +25,7 @@ from mmcl.losses import (
     info_nce,
     mix,
     mixup,
+    modular,
     multi_positive,
     mv_dhel,
     mv_info_nce,
@@ -55,6 +57,8 @@ class Sides:
     """The ids of which rows that share one are no negatives of each other."""
     negatives: HardNegatives | None
     """Of the second side, by rows of the pair."""
+    positives: Positives | None
+    """Likewise."""
     table: SampleTable | None
     """What the term keeps of every sample."""
     step: int
@@ -163,6 +167,18 @@ class MultiPositiveConfig(PairTerm):
     def loss(self, side: Sides) -> Float[Tensor, ""]:
         groups = side.ids[:, ID_KINDS.index(self.groups)]
         return multi_positive(side.x, side.keys, side.scale, side.shard, groups=groups, negatives=side.negatives)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModularConfig(PairTerm):
+    """CompA's modular contrast: a row may have several right captions; without any it is InfoNCE."""
+
+    masks: ClassVar[bool] = False
+
+    def loss(self, side: Sides) -> Float[Tensor, ""]:
+        nobody = Positives(values=side.x[:0], rows=torch.zeros(0, dtype=torch.long, device=side.x.device))
+        positives = side.positives or nobody
+        return modular(side.x, side.keys, side.scale, side.shard, positives=positives, negatives=side.negatives)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,8 @@ Everything a step depends on is a function of its number (batch, learning rate, 
 anywhere and resumed from a checkpoint is the run that was never stopped.
 """
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +21,7 @@ from mmcl.gradcache import backward_in_chunks
 from mmcl.metrics import MetricsFile, Progress
 from mmcl.model import split_outputs
 from mmcl.monitors import monitor
-from mmcl.objective import Objective
+from mmcl.objective import Objective, negatives_in, positives_in
 from mmcl.optim import OptimConfig, learning_rate
 from mmcl.types import Batch, Embeddings, Encoder, Evaluator, Learned, Stream
 
@@ -111,8 +113,10 @@ def train_step(
 
     def loss_of(outputs: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         embeddings, learned = split_outputs(outputs, batch)
-        loss, values = weigh(objective.terms(embeddings, learned, batch.ids, engine.shard, {}), embeddings, learned)
-        return loss, values | (named_monitors(monitor(embeddings, engine.shard, {})) if watch else {})
+        negatives, positives = negatives_in(outputs, batch), positives_in(outputs, batch)
+        terms = objective.terms(embeddings, learned, batch.ids, engine.shard, negatives, positives)
+        loss, values = weigh(terms, embeddings, learned)
+        return loss, values | (named_monitors(monitor(embeddings, engine.shard, negatives)) if watch else {})
 
     if chunks == 1:
         loss, values = loss_of(engine.forward(batch.values))
@@ -161,12 +165,29 @@ def resume(engine: Engine, checkpoints: Checkpoints, stream: Stream, objective: 
             "system that shows machines different files, or checkpoints that only some of them hold"
         )
     if saved is None:
+        agree(stream, engine)
         return 0
     stream.load_state_dict(saved.facts["stream"])
+    agree(stream, engine)
     kept = {name: tensor for name, tensor in saved.state.items() if name.startswith(OBJECTIVE)}
     objective.load({name.removeprefix(OBJECTIVE): tensor for name, tensor in kept.items()})
     engine.load({name: tensor for name, tensor in saved.state.items() if name not in kept}, saved.step)
     return saved.step
+
+
+def agree(stream: Stream, engine: Engine) -> None:
+    """See that all ranks stand at the same place of the same data. Collective.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    told = hashlib.sha256(json.dumps(stream.state_dict(), sort_keys=True).encode()).hexdigest()[:15]
+    if len(set(found := engine.shard.counts(int(told, 16), engine.device))) > 1:
+        raise ConfigError(
+            f"ranks see different data: their streams stand at {[f'{number:015x}' for number in found]}, rank by rank. "
+            "Do all machines have the same shards, and the same index of them? `mmcl data index` on one file system "
+            "that all of them see makes it so"
+        )
 
 
 def train(  # noqa: PLR0913 (the parts of a run, each a seam)

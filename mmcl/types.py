@@ -19,6 +19,8 @@ MODALITIES: tuple[Modality, ...] = ("image", "text", "audio")
 IdKind = Literal["sample", "caption", "image"]
 ID_KINDS: tuple[IdKind, ...] = ("sample", "caption", "image")
 """What the ids of a row tell apart."""
+OWN, WRONG, RIGHT = 0, 1, 2
+"""What a value is to the row that it belongs to."""
 PAIRS: dict[Pair, tuple[Modality, Modality]] = {
     "image_text": ("image", "text"),
     "audio_text": ("audio", "text"),
@@ -60,12 +62,16 @@ class Batch:
     """image: uint8 (n, 3, h, w); text: int64 tokens (n, l); audio: float32 waveforms in [-1, 1], (n, t).
     Every modality is there, if only with n = 0."""
     rows: Mapping[Modality, Int[Tensor, " n"]]
-    """For each modality the row that each of its values belongs to, ascending."""
+    """For each modality the row that each of its values belongs to, ascending; several values may be of one row, of
+    which at most one is its own."""
     ids: Int[Tensor, "b k"]
     """A column for each of ID_KINDS: the number of the sample in the data, which never changes; hashes of the caption
     and of the image, -1 where there is none. Equal ids are equal things."""
     seeds: Int[Tensor, " b"]
     """What is random about a row follows from its seed: another one for the same sample in another epoch."""
+    roles: Mapping[Modality, Int[Tensor, " n"]] = field(default_factory=dict)
+    """What each value is to its row: `OWN`, `WRONG` (a hard negative) or `RIGHT` (a further positive). A modality that
+    is not named has own values only. The same modalities on all ranks, whatever rows they hold."""
     keys: tuple[str, ...] = ()
     """Where each row came from, `shard#key`."""
     facts: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
@@ -81,6 +87,7 @@ class Batch:
             rows={name: rows.to(device, non_blocking=True) for name, rows in self.rows.items()},
             ids=self.ids.to(device, non_blocking=True),
             seeds=self.seeds.to(device, non_blocking=True),
+            roles={name: roles.to(device, non_blocking=True) for name, roles in self.roles.items()},
         )
 
 

@@ -2,20 +2,22 @@
 
     sources --index--> samples --order--> lanes --quotas--> slots of a step --rank's share--> rows --workers--> Batch
 
-A step has slots: a slot takes one place from each lane of a source. How many slots a source gets is a rounded share of
-a running total, so that a mixture is exact in the long run; the global batch is all slots of all lanes, lane by lane,
-and rank r of W takes the r-th of W equal parts of it. So a batch is the same for any number of ranks and of workers,
-and when the number of lanes is a multiple of W every rank has the same number of rows of every source.
+A step has slots: a slot takes one place from each lane of a source. Sources take turns at them, never a whole one from
+their share (`mixture`); the global batch is all slots of all lanes, lane by lane, and rank r of W takes the r-th of W
+equal parts of it. So a batch is the same for any number of ranks and of workers, and when the number of lanes is a
+multiple of W every rank has the same number of rows of every source.
 
-The cursor counts what was taken: slots of each source, and the running total. It is the whole state.
+The cursor counts what was taken of each source. It is the whole state.
 """
 
-import itertools
+import hashlib
 import json
 import logging
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +29,9 @@ from mmcl.errors import CheckpointError, ConfigError, TooManyBadSamples
 from mmcl.types import Batch, InputSpec
 from mmcl_data.blobs import Reading
 from mmcl_data.index import Index
-from mmcl_data.order import VERSION, Order, Places, mix, mix_many
+from mmcl_data.mixture import fixed_turns, interleaved, next_turns
+from mmcl_data.order import VERSION, Order, mix, mix_many
+from mmcl_data.quarantine import QuarantineFile
 from mmcl_data.samples import DecodeConfig, check_captions, joined
 from mmcl_data.sources import Source, SourceConfig, went_shard_by_shard
 from mmcl_data.unindexed import ShardOrder
@@ -121,8 +125,8 @@ class DataConfig:
 class Cursor:
     """How far a stream has come."""
 
-    turn: int
-    """Running total that quotas are rounded shares of."""
+    turns: tuple[int, ...]
+    """That each source had: slots, or whole batches where `data.policy` is homogeneous."""
     taken: tuple[int, ...]
     """Slots of each source."""
     rows: int
@@ -169,22 +173,24 @@ class ShardStream:
         ]
         self.indexes = indexes
         weights = np.array([source.weight for source in config.sources.values()])
-        self.weights = weights / weights.sum()
-        self.shares = np.cumsum(self.weights)
+        self.weights: list[float] = (weights / weights.sum()).tolist()
         self._check_rows()
         self.lanes = self._lanes()
         self.orders = self._orders(0)
-        self.cursor = Cursor(0, (0,) * len(self.sources), 0)
+        self.cursor = self._start(0)
+        self.iterators = 0
+        """How often batches were asked for, or a state was loaded: what was asked for before is over."""
         self.generation = 0
         """How often the order was begun anew by `data.reseed`."""
         self.seen = self.bad = self.told_skipped = self.told_rows = 0
-        self.quarantine = _QuarantineFile(quarantine)
+        self.quarantine = QuarantineFile(quarantine)
         if config.policy == "fixed" and shard.rank == 0:
-            told = {name: q / self.slots for name, q in zip(config.sources, self._fixed(), strict=True)}
+            turns = fixed_turns(self.weights, self.slots)
+            told = {name: count / self.slots for name, count in zip(config.sources, turns, strict=True)}
             log.info("data.policy=fixed: effective weights %s", json.dumps(told))
 
     def _check_rows(self) -> None:
-        smallest = min(zip(self.weights * self.batch_size, self.config.sources, strict=True))
+        smallest = min(zip((weight * self.batch_size for weight in self.weights), self.config.sources, strict=True))
         if smallest[0] < 1:
             raise ConfigError(
                 f"data.sources.{smallest[1]} would get {smallest[0]:.2f} rows of a batch of {self.batch_size}: "
@@ -214,9 +220,12 @@ class ShardStream:
 
     @property
     def identity(self) -> Mapping[str, str | int | float]:
-        """Everything that the order follows from, but for the cursor. Batch size, ranks and workers are free."""
+        """Everything that batches follow from, but for the cursor. Batch size, ranks and workers are free."""
         whole: dict[str, str | int | float] = {"order": VERSION, "seed": self.seed, "lanes": self.lanes}
-        whole |= {"policy": self.config.policy, "slice_size": self.config.slice_size, "window": self.config.window}
+        whole |= {"policy": self.config.policy, "slice_size": self.config.slice_size}
+        if self.config.slice_size > 1:
+            whole["window"] = self.config.window
+        whole |= {"decode": _digest(asdict(self.config.decode)), "input": json.dumps(asdict(self.spec))}
         for source in self.sources:
             captions = json.dumps(source.config.captions, sort_keys=True)
             whole[f"source {source.name}"] = f"{source.identity} captions {captions}"
@@ -224,11 +233,11 @@ class ShardStream:
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor behind the batch that was given last, and the identity: about a kilobyte of JSON."""
-        taken = {source.name: count for source, count in zip(self.sources, self.cursor.taken, strict=True)}
+        names = [source.name for source in self.sources]
         return {
             "identity": dict(self.identity),
-            "turn": self.cursor.turn,
-            "taken": taken,
+            "turns": dict(zip(names, self.cursor.turns, strict=True)),
+            "taken": dict(zip(names, self.cursor.taken, strict=True)),
             "rows": self.cursor.rows,
             "generation": self.generation,
         }
@@ -239,6 +248,12 @@ class ShardStream:
         Raises:
             CheckpointError: the order is not the one of the state; names what changed.
         """
+        missing = {"identity", "turns", "taken", "rows", "generation"} - state.keys()
+        if missing:
+            raise CheckpointError(
+                f"the state of a stream lacks {sorted(missing)}: it is of an older version of mmcl, which this one "
+                "cannot go on from; start a new run directory, from its weights if you like"
+            )
         then = state["identity"]
         self._go_as(then)
         now = dict(self.identity)
@@ -250,17 +265,22 @@ class ShardStream:
                 f"{now.get(name)!r} (changed: {', '.join(changed)}); restore it, start a new run directory, or say "
                 "data.reseed=true to begin a new order here"
             )
+        self.iterators += 1
         self.generation = int(state["generation"]) + bool(changed)
         self.orders = self._orders(self.generation)
         if changed:
             log.warning("data.reseed: %s changed: a new order begins", ", ".join(changed))
-            self.cursor = Cursor(0, (0,) * len(self.sources), int(state["rows"]))
+            self.cursor = self._start(int(state["rows"]))
             return
-        taken = tuple(int(state["taken"][source.name]) for source in self.sources)
-        self.cursor = Cursor(int(state["turn"]), taken, int(state["rows"]))
+        turns, taken = (tuple(int(state[of][source.name]) for source in self.sources) for of in ("turns", "taken"))
+        self.cursor = Cursor(turns, taken, int(state["rows"]))
+
+    def _start(self, rows: int) -> Cursor:
+        nothing = (0,) * len(self.sources)
+        return Cursor(nothing, nothing, rows)
 
     def _go_as(self, then: Mapping[str, Any]) -> None:
-        """Take sources shard by shard that were before they had an index: what began so stays so."""
+        """What began in a way that nobody asked for goes on so: lanes, and sources that had no index."""
         for number, source in enumerate(self.sources):
             was = str(then.get(f"source {source.name}", ""))
             if went_shard_by_shard(was) and isinstance(source.index, Index):
@@ -270,46 +290,36 @@ class ShardStream:
                     shard_by_shard=True,
                     tell=False,
                 )
-                self.lanes = self._lanes()
+        lanes = then.get("lanes")
+        if not self.config.lanes and isinstance(lanes, int) and lanes > 0 and self.batch_size % lanes == 0:
+            self.lanes = lanes
 
-    def quotas(self, turn: int) -> list[int]:
-        """Slots of each source in the step that begins at a running total."""
+    def shared(self, cursor: Cursor) -> tuple[list[int], list[int]]:
+        """Turns and slots of each source in the step at a cursor."""
         if self.config.policy == "fixed":
-            return self._fixed()
+            turns = fixed_turns(self.weights, self.slots)
+            return turns, turns
         if self.config.policy == "homogeneous":
-            return [self.slots * count for count in self._between(turn, turn + 1)]
-        return self._between(turn, turn + self.slots)
-
-    def _between(self, turn: int, end: int) -> list[int]:
-        """Rounded shares of a running total: they sum to the difference and are off by less than one each."""
-        bounds = [[0, *(math.floor(total * share + 0.5) for share in self.shares[:-1]), total] for total in (turn, end)]
-        totals = [[after - before for before, after in itertools.pairwise(b)] for b in bounds]
-        return [after - before for before, after in zip(*totals, strict=True)]
-
-    def _fixed(self) -> list[int]:
-        wanted = self.weights * self.slots
-        quotas = np.maximum(np.floor(wanted).astype(int), 1)
-        for number in np.argsort(quotas - wanted)[: max(0, self.slots - quotas.sum())]:
-            quotas[number] += 1
-        if quotas.sum() != self.slots:
-            raise ConfigError(
-                f"data.policy=fixed: {len(self.sources)} sources cannot share {self.slots} slots of {self.lanes} rows: "
-                "fewer data.lanes, a larger batch or other weights"
-            )
-        return quotas.tolist()
+            turns = next_turns(self.weights, cursor.turns, 1)
+            return turns, [self.slots * count for count in turns]
+        turns = next_turns(self.weights, cursor.turns, self.slots)
+        return turns, turns
 
     def after(self, cursor: Cursor) -> Cursor:
         """The cursor one step on."""
-        turn = cursor.turn + (1 if self.config.policy == "homogeneous" else self.slots)
-        taken = tuple(a + b for a, b in zip(cursor.taken, self.quotas(cursor.turn), strict=True))
-        return Cursor(turn, taken, cursor.rows + self.batch_size)
+        turns, slots = self.shared(cursor)
+        return Cursor(
+            tuple(a + b for a, b in zip(cursor.turns, turns, strict=True)),
+            tuple(a + b for a, b in zip(cursor.taken, slots, strict=True)),
+            cursor.rows + self.batch_size,
+        )
 
     def tasks(self, cursor: Cursor) -> list[Task]:
         """This rank's rows of the global batch at a cursor, in order."""
-        quotas = self.quotas(cursor.turn)
+        _, slots_of = self.shared(cursor)
         own = self.batch_size // self.shard.world
         rows = np.arange(self.shard.rank * own, (self.shard.rank + 1) * own)
-        of_slot = _interleaved(quotas)  # source, and number of the slot among those of the source
+        of_slot = interleaved(slots_of)  # source, and number of the slot among those of the source
         lanes, slots = np.divmod(rows, self.slots)
         sources, numbers = of_slot[slots].T
         found = np.empty((len(rows), 2), dtype=np.int64)
@@ -324,17 +334,29 @@ class ShardStream:
         return list(map(Task, sources.tolist(), samples.tolist(), seeds.tolist()))
 
     def batches(self) -> Iterator[Batch]:
-        """This rank's rows of the global batches from the cursor on, without end."""
-        return iter(DataPipeline(self._cursors, self._decoded))
+        """This rank's rows of the global batches from the cursor on, without end.
 
-    def _cursors(self) -> Iterator[Cursor]:
-        cursor = self.cursor
+        What was asked for earlier is over then, and after `load_state_dict`: a stream stands at one place.
+        """
+        self.iterators += 1
+        return iter(DataPipeline(partial(self._steps, self.cursor), partial(self._decoded, self.iterators)))
+
+    def _steps(self, cursor: Cursor) -> Iterator[tuple[list[Task], Cursor]]:
+        """What is to be decoded in each step, and where the stream stands behind it."""
         while True:
-            yield cursor
-            cursor = self.after(cursor)
+            behind = self.after(cursor)
+            yield self.tasks(cursor), behind
+            cursor = behind
 
-    def _decoded(self, cursors: Iterable[Cursor]) -> Iterator[Batch]:
+    def _decoded(self, iterator: int, steps: Iterable[tuple[list[Task], Cursor]]) -> Iterator[Batch]:
         config = self.config
+        begun: deque[Cursor] = deque()
+
+        def tasks() -> Iterator[list[Task]]:
+            for of_step, behind in steps:
+                begun.append(behind)
+                yield of_step
+
         with Workers(
             self.recipe(),
             count=config.workers,
@@ -342,9 +364,11 @@ class ShardStream:
             ahead=config.ahead,
             patience_s=config.worker_timeout_s,
         ) as workers:
-            for outcomes in workers.run(self.tasks(cursor) for cursor in cursors):
+            for outcomes in workers.run(tasks()):
+                if iterator != self.iterators:
+                    raise RuntimeError("this iterator is over: batches were asked for anew, or a state was loaded")
                 self._count([entry for _, rejected in outcomes for entry in rejected])
-                self.cursor = self.after(self.cursor)
+                self.cursor = begun.popleft()
                 yield joined([batch for batch, _ in outcomes])
 
     def recipe(self) -> Recipe:
@@ -378,35 +402,5 @@ class ShardStream:
             )
 
 
-def _interleaved(quotas: Sequence[int]) -> Places:
-    """The slots of a step as (source, number), each source evenly spread, so that parts are like the whole."""
-    slots = [
-        ((2 * number + 1) / (2 * quota), source, number)
-        for source, quota in enumerate(quotas)
-        for number in range(quota)
-    ]
-    return np.array([(source, number) for _, source, number in sorted(slots)], dtype=np.int64).reshape(-1, 2)
-
-
-class _QuarantineFile:
-    """Appends each sample that could not be used, once, to `quarantine.jsonl`, and says so in the log."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self.written: set[tuple[int, int]] = set()
-
-    def write(self, source: str, entry: Quarantined) -> None:
-        if (entry.source, entry.sample) in self.written:
-            return
-        self.written.add((entry.source, entry.sample))
-        log.warning("left out: %s: sample %r: %s", entry.shard, entry.key, entry.cause)
-        if self.path is not None:
-            line = {
-                "source": source,
-                "sample": entry.sample,
-                "shard": entry.shard,
-                "key": entry.key,
-                "cause": entry.cause,
-            }
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+def _digest(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -161,11 +161,13 @@ def open_run(folder: Path, config: RunConfig) -> None:
 
 
 FREE = re.compile(
-    r"data\.(workers|worker_kind|worker_timeout_s|ahead|cache|cache_gb|retries|reseed)"
-    r"|data\.sources\.\w+\.index|train\.(batch_size|keep|log_every|save_every|eval_every|monitor_every|accumulate)"
+    r"data\.(workers|worker_kind|worker_timeout_s|ahead|cache|cache_gb|retries|reseed|max_bad_share)"
+    r"|data\.sources\.[^.]+\.(index|shards)|train\.(batch_size|keep|log_every|save_every|eval_every|monitor_every|accumulate)"
     r"|engine\..*|evals\..*"
 )
-"""Fields that a run may change when it goes on: how it is computed, read, watched and kept, and the rows of a step."""
+"""Fields that a run may change when it goes on: how it is computed, read, watched and kept, and the rows of a step.
+
+Where shards lie is free; whether they are the same ones, the stream finds out."""
 
 
 def _bound(changed: list[str], config: RunConfig) -> list[str]:

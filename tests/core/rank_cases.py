@@ -256,6 +256,18 @@ class PoisonedStream(FakeStream):
             yield batch
 
 
+class ElsewhereStream(FakeStream):
+    """Stands somewhere else on rank 1."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"index": self.shard.rank}
+
+
+def stand_elsewhere_on_rank_1(shard: Shard) -> str:
+    """What becomes of a run whose ranks read different data."""
+    return becomes_of(shard, ElsewhereStream(tiny_config(), shard=shard))
+
+
 class SkippingStream(FakeStream):
     """One rank skips more samples than it has rows, and not more than both have together."""
 
@@ -270,12 +282,16 @@ class SkippingStream(FakeStream):
 
 def skip_on_rank_1(shard: Shard, other: int) -> str:
     """What becomes of a run in which rank 1 skips 7 samples a step for its 6 rows, and rank 0 `other`."""
+    return becomes_of(shard, SkippingStream(shard, other=other))
+
+
+def becomes_of(shard: Shard, stream: FakeStream) -> str:
     try:
         reached = train(
             TrainConfig(steps=4, batch_size=12, log_every=2, save_every=4),
             OPTIM,
             make_engine("plain", shard, OPTIM),
-            SkippingStream(shard, other=other),
+            stream,
             objective=OBJECTIVE,
             checkpoints=MemoryCheckpoints(),
             metrics=MetricsFile(Path("nowhere"), enabled=False),

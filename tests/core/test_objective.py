@@ -307,7 +307,7 @@ def test_a_run_that_was_stopped_and_resumed_is_bitwise_the_run_never_stopped(tmp
 
 def test_every_term_has_a_name_a_default_that_is_off_and_a_docstring():
     terms = dict(ObjectiveConfig().terms())
-    assert len(terms) == 9
+    assert len(terms) == 10
     assert [name for name, *_ in ObjectiveConfig().active()] == ["info_nce"] * 3
     assert all(type(term).__doc__ for term in terms.values())
     assert all(isinstance(term, PairTerm) or term.weight == 0 for term in terms.values())

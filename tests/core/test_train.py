@@ -3,22 +3,36 @@
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
-from rank_cases import CPU, OPTIM, PoisonedStream, skip_on_rank_1, stop_on_rank_1, with_and_without_compiling
+from rank_cases import (
+    CPU,
+    OPTIM,
+    PoisonedStream,
+    skip_on_rank_1,
+    stand_elsewhere_on_rank_1,
+    stop_on_rank_1,
+    with_and_without_compiling,
+)
 
 from mmcl.checkpoint import DirectoryCheckpoints
 from mmcl.dist import ONE_PROCESS
 from mmcl.engine import PlainEngine
 from mmcl.errors import CheckpointError, ConfigError, NonFiniteLoss
+from mmcl.losses import HardNegatives, Positives
 from mmcl.metrics import MetricsFile
 from mmcl.objective import Objective, ObjectiveConfig
 from mmcl.optim import OptimConfig, learning_rate, make_optimizer
+from mmcl.terms import InfoNCEConfig, ModularConfig
 from mmcl.testing import FakeStream, MemoryCheckpoints, run_ranks, tiny_config, tiny_model
-from mmcl.train import TrainConfig, due, split_of, train
-from mmcl.types import Score
+from mmcl.train import TrainConfig, due, split_of, train, train_step
+from mmcl.types import OWN, PAIRS, RIGHT, WRONG, Embeddings, Learned, Score
 
+TERMS = {"info_nce": InfoNCEConfig, "modular": ModularConfig}
+WEIGHTS = {"image_text": 1.0, "audio_text": 0.5}
 TIMES = {"step_seconds", "data_wait", "samples_per_second"}
 
 
@@ -210,6 +224,11 @@ def test_skipped_samples_of_all_ranks_are_judged_together_and_end_the_run_on_all
     assert run_ranks(2, skip_on_rank_1, other) == [becomes, becomes]
 
 
+def test_ranks_that_read_different_data_do_not_begin():
+    for becomes in run_ranks(2, stand_elsewhere_on_rank_1):
+        assert becomes.startswith("ConfigError: ranks see different data")
+
+
 class Probe:
     """An evaluator that notes when it ran, and on which model."""
 
@@ -361,3 +380,71 @@ def test_ranks_above_0_write_no_metrics(tmp_path):
     file.write(1, {"loss": 1.0})
     file.rewind(0)
     assert not file.path.exists()
+
+
+class CaptionedStream(FakeStream):
+    """Some rows have wrong captions, some further right ones, some both, some none."""
+
+    def batches(self):
+        for batch in super().batches():
+            texts, rows, roles = [], [], []
+            for value, row in zip(batch.values["text"], batch.rows["text"].tolist(), strict=True):
+                number = int(batch.ids[row, 0])
+                beside = [WRONG] * (number % 3) + [RIGHT] * (number % 2)
+                texts += [value, *(value.roll(1 + place) for place in range(len(beside)))]
+                rows += [row] * (1 + len(beside))
+                roles += [OWN, *beside]
+            yield replace(
+                batch,
+                values={**batch.values, "text": torch.stack(texts)},
+                rows={**batch.rows, "text": torch.tensor(rows)},
+                roles={"text": torch.tensor(roles)},
+            )
+
+
+@pytest.mark.parametrize("chunks", [1, 3])
+@pytest.mark.parametrize("term", ["info_nce", "modular"])
+def test_hard_negatives_and_further_positives_of_a_batch_reach_the_loss(term, chunks):
+    config = ObjectiveConfig(**{"info_nce": InfoNCEConfig(weights={})} | {term: TERMS[term](weights=WEIGHTS)})
+    batch = next(CaptionedStream(tiny_config()).batches())
+    model = tiny_model()
+    outputs = model(batch.values)
+    text, rows, roles = outputs["text"], batch.rows["text"], batch.roles["text"]
+    own = Embeddings(
+        values={"image": outputs["image"], "text": text[roles == OWN], "audio": outputs["audio"]},
+        rows={**batch.rows, "text": rows[roles == OWN]},
+    )
+    wrong = HardNegatives(values=text[roles == WRONG], rows=rows[roles == WRONG], seen_by="all")
+    right = Positives(values=text[roles == RIGHT], rows=rows[roles == RIGHT])
+    learned = Learned(scales={pair: outputs[pair] for pair in PAIRS})
+    terms = Objective(config).terms(own, learned, batch.ids, ONE_PROCESS, {"text": wrong}, {"text": right})
+    expected = sum(weight * value for weight, value in terms.values())
+    expected.backward()
+    engine = PlainEngine(tiny_model(), OPTIM, CPU, ONE_PROCESS)
+    values = train_step(engine, batch, Objective(config), 0.0, chunks=chunks)
+    torch.testing.assert_close(values["loss"], expected.detach(), rtol=1e-6, atol=1e-6)
+    norm = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm()
+    torch.testing.assert_close(values["grad_norm"], norm, rtol=1e-4, atol=1e-6)
+    alone = Objective(config).terms(own, learned, batch.ids, ONE_PROCESS, {})
+    assert (
+        abs(float(sum(weight * value.detach() for weight, value in alone.values())) - float(expected.detach())) > 1e-3
+    )
+
+
+def captioned_ranks(shard, chunks):
+    """Losses of a few steps with hard negatives."""
+    metrics = []
+    engine = PlainEngine(tiny_model(), OPTIM, CPU, shard)
+    config = ObjectiveConfig(own_negatives=["audio_text"], modular=ModularConfig(weights={"audio_text": 0.5}))
+    objective = Objective(config)
+    for batch in islice(CaptionedStream(tiny_config(), shard=shard).batches(), 3):
+        metrics.append(shard.mean(train_step(engine, batch, objective, 1e-3, chunks=chunks)))
+    return metrics
+
+
+@pytest.mark.parametrize("chunks", [1, 2])
+def test_two_ranks_train_with_hard_negatives_as_one_process_does(chunks):
+    (alone,) = run_ranks(1, captioned_ranks, 1)
+    for found in run_ranks(2, captioned_ranks, chunks):
+        for step, expected in zip(found, alone, strict=True):
+            assert step == pytest.approx(expected, rel=2e-4, abs=1e-5)

@@ -23,6 +23,7 @@ from mmcl.errors import (
 )
 from mmcl.types import MODALITIES, Batch
 from mmcl_data.index import build_index
+from mmcl_data.samples import DecodeConfig
 from mmcl_data.stream import DataConfig, ShardStream, SourceConfig
 
 
@@ -195,7 +196,7 @@ def test_a_fixed_batch_has_the_same_number_of_each_source_and_says_what_that_mak
 
 def test_too_many_sources_for_fixed_slots_are_refused(shards):
     many = {f"s{n}": shards["a"] for n in range(5)}
-    with pytest.raises(ConfigError, match=r"policy=fixed: 5 sources cannot share 4 slots of 2 rows"):
+    with pytest.raises(ConfigError, match=r"policy=fixed: 5 sources cannot share 4 slots"):
         stream(many, data={"policy": "fixed", "lanes": 2}).quotas(0)
 
 
@@ -537,3 +538,76 @@ def test_an_index_of_other_shards_than_the_source_names_is_refused(tmp_path):
     source = SourceConfig(shards=two, index=str(tmp_path / "index"))
     with pytest.raises(IndexStale, match=r"an index of other shards than .*two: of .*one/000000\.tar"):
         ShardStream(DataConfig(sources={"a": source}), SPEC, 8, 0)
+
+
+def of_source(batch, prefix: str) -> list[str]:
+    return [key for key in batch.keys if key.split("#")[1].startswith(prefix)]
+
+
+@pytest.mark.parametrize("policy", ["stratified", "homogeneous"])
+def test_three_sources_never_get_a_sample_again_before_its_epoch_is_over(tmp_path, policy):
+    paths = {name: write(tmp_path / name, [sample(n, prefix=name) for n in range(200)]) for name in "abc"}
+    data = {"policy": policy, "lanes": 8}
+    made = stream(paths, batch=24, data=data, a=0.5, b=0.125, c=0.375)
+    batches = take(made, 25)
+    assert all(sum(bool(of_source(batch, name)) for name in "abc") == 1 for batch in batches) or policy == "stratified"
+    unit = 24 if policy == "homogeneous" else 8
+    for name, share in (("a", 0.5), ("b", 0.125), ("c", 0.375)):
+        given_of = [of_source(batch, name) for batch in batches]
+        assert abs(sum(map(len, given_of)) - 600 * share) < unit
+        epoch: list[str] = []
+        for keys in given_of:
+            if len(epoch) + len(keys) > 200:
+                break
+            epoch += keys
+        assert len(set(epoch)) == len(epoch) > 60
+
+
+def test_lanes_that_nobody_chose_are_kept_by_a_run_that_changes_its_batch_size(tmp_path):
+    paths = {name: write(tmp_path / name, [sample(n, prefix=name) for n in range(64)]) for name in "ab"}
+    first = stream(paths, batch=64)
+    assert first.lanes == 8
+    seen = [key for batch in take(first, 1) for key in batch.keys]
+    second = stream(paths, batch=32)
+    assert second.lanes == 1
+    second.load_state_dict(first.state_dict())
+    assert second.lanes == 8
+    seen += [key for batch in take(second, 2) for key in batch.keys]
+    assert len(set(seen)) == 128
+    with pytest.raises(CheckpointError, match="lanes was 8 and is 1"):
+        stream(paths, batch=4).load_state_dict(first.state_dict())
+
+
+def test_a_stream_stands_at_one_place(tmp_path):
+    path = write(tmp_path / "s", [sample(n) for n in range(40)])
+    made = stream({"a": path})
+    batches = made.batches()
+    next(batches)
+    state = made.state_dict()
+    expected = digest(next(batches))
+    made.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="this iterator is over"):
+        next(batches)
+    again = made.batches()
+    assert digest(next(again)) == expected
+    other = made.batches()
+    with pytest.raises(RuntimeError, match="this iterator is over"):
+        next(again)
+    assert made.state_dict()["rows"] == 16
+    next(other)
+    assert made.state_dict()["rows"] == 24
+
+
+def test_another_way_to_decode_is_refused_and_a_window_without_slices_is_not(tmp_path):
+    path = write(tmp_path / "s", [sample(n) for n in range(40)])
+    made = stream({"a": path})
+    take(made, 1)
+    with pytest.raises(CheckpointError, match="decode was"):
+        stream({"a": path}, data={"decode": DecodeConfig(images="pil")}).load_state_dict(made.state_dict())
+    stream({"a": path}, data={"window": 64}).load_state_dict(made.state_dict())
+
+
+def test_a_state_of_an_older_version_is_refused(tmp_path):
+    path = write(tmp_path / "s", [sample(n) for n in range(40)])
+    with pytest.raises(CheckpointError, match=r"lacks \['generation', 'identity', 'rows', 'taken', 'turns'\]"):
+        stream({"a": path}).load_state_dict({"position": 3})
