@@ -6,6 +6,9 @@ each time; what is missing or forbidden is not.
 
 Remote ranges are kept on disk, if there is a folder for it, up to a number of bytes: the least recently used go first.
 All processes of a machine share the folder.
+
+An address may hold a user, a password or a signed query. They are for asking only: what is kept or compared goes by the
+address without them (`shown`), as they change while the shard stays.
 """
 
 import contextlib
@@ -17,14 +20,16 @@ import re
 import stat
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from mmcl.errors import ConfigError, DataError, MissingExtra, ShardDamaged, ShardMissing
+from mmcl.errors import ConfigError, DataError, IndexStale, MissingExtra, ShardDamaged, ShardMissing
 
 log = logging.getLogger("mmcl.data")
 
@@ -34,6 +39,8 @@ _EXTRAS = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "hf": "huggingfa
 _BUSY = {408, 425, 429}
 """Of the answers from 400 to 499 those that may be others in a moment."""
 _STALLED_S = 10.0
+_ASKED_AT_ONCE = 32
+"""Remote shards, at a start that asks for all."""
 _FOR_A_MOMENT = {errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.EBUSY}
 
 
@@ -56,7 +63,7 @@ def scheme_of(path: str) -> str:
 
 
 def shown(path: str) -> str:
-    """A path for messages and logs: without user, password and query, which may hold secrets."""
+    """A path for messages, logs and names: without user, password and query, which may hold secrets and change."""
     if not _SCHEME.match(path):
         return path
     try:
@@ -117,6 +124,38 @@ def open_blob(path: str, reading: Reading | None = None) -> Blob:
     return RemoteBlob(path, reading) if scheme_of(path) else LocalBlob(path, reading)
 
 
+Version = tuple[int, str]
+"""Size and stamp of a blob."""
+
+
+def versions(paths: Sequence[str], reading: Reading | None = None) -> list[Version]:
+    """Of each blob, as it is now; remote ones are asked for many at once.
+
+    Raises:
+        as `open_blob`.
+    """
+    ask = partial(_version, reading=reading)
+    if not any(map(scheme_of, paths)):
+        return [ask(path) for path in paths]
+    with ThreadPoolExecutor(_ASKED_AT_ONCE, thread_name_prefix="ask") as threads:
+        return list(threads.map(ask, paths))
+
+
+def _version(path: str, reading: Reading | None) -> Version:
+    blob = open_blob(path, reading)
+    blob.close()
+    return blob.size, blob.stamp
+
+
+def check_version(path: str, known: Version, now: Version, remedy: str = "`mmcl data index` reads it anew") -> None:
+    """Raise `IndexStale` for a shard that is not the one that was indexed; says what to do about it."""
+    if now != known:
+        raise IndexStale(
+            f"{shown(path)}: written again after it was indexed: {known[0]} bytes at {known[1]} then, {now[0]} at "
+            f"{now[1]} now; {remedy}"
+        )
+
+
 class LocalBlob:
     """A file."""
 
@@ -169,6 +208,8 @@ class LocalBlob:
                 raise
             if not more and os.fstat(self.file).st_size < offset + size:
                 raise ShardDamaged(self.path, offset + len(data), "the file is shorter than it was")
+            if not more:
+                raise OSError(errno.EIO, "nothing is given where the file goes on")
             data += more  # network file systems may return less than was asked for
         return data
 
@@ -191,7 +232,7 @@ class RemoteBlob:
         self.size = int(info["size"])
         named = ("ETag", "etag", "LastModified", "last_modified", "Last-Modified", "blob_id")
         self.stamp = next((str(info[name]) for name in named if info.get(name)), "")
-        self.cache = DiskCache(reading.cache, reading.cache_bytes) if reading.cache else None
+        self.cache = disk_cache(reading.cache, reading.cache_bytes) if reading.cache else None
 
     def read(self, offset: int, size: int) -> bytes:
         block = self.reading.block_bytes
@@ -209,7 +250,7 @@ class RemoteBlob:
     def _range(self, start: int, end: int) -> bytes:
         if self.cache is None:
             return self._fetch(start, end)
-        name = f"{self.path}\n{self.size} {self.stamp}\n{start} {end}"
+        name = f"{shown(self.path)}\n{self.size} {self.stamp}\n{start} {end}"
         return self.cache.get(name, end - start, lambda: self._fetch(start, end))
 
     def _fetch(self, start: int, end: int) -> bytes:
@@ -250,7 +291,8 @@ def _may_pass(error: Exception, path: str) -> bool:
     """Whether it may go better in a moment."""
     if isinstance(error, PermissionError):
         return False
-    if 400 <= getattr(error, "status", 0) < 500 and getattr(error, "status", 0) not in _BUSY:
+    answers = getattr(error, "status", None), getattr(getattr(error, "response", None), "status_code", None)
+    if any(isinstance(answer, int) and 400 <= answer < 500 and answer not in _BUSY for answer in answers):
         return False
     if isinstance(error, OSError) and _SCHEME.match(path) is None:
         return error.errno in _FOR_A_MOMENT
@@ -291,16 +333,25 @@ def _settings(scheme: str) -> dict[str, Any]:
     return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=30, sock_read=60)}}
 
 
+_caches: dict[tuple[int, Path, int], "DiskCache"] = {}
+
+
+def disk_cache(folder: Path, max_bytes: int) -> "DiskCache":
+    """The cache of a folder, one in each process, as it counts what it wrote."""
+    return _caches.setdefault((os.getpid(), folder, max_bytes), DiskCache(folder, max_bytes))
+
+
 class DiskCache:
     """Byte strings by name in a folder; the least recently used go when it has too many bytes.
 
-    Any number of processes may use it. Each looks at the whole folder after it has written a thirty-second part of the
-    limit, so that a machine with P of them holds P / 32 more at most.
+    Any number of processes and threads may use it. Each process looks at the whole folder after it has written a
+    thirty-second part of the limit, so that a machine with P of them holds P / 32 more at most.
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.folder, self.max_bytes = folder, max_bytes
         self.written = max_bytes  # look at once
+        self.lock = Lock()
 
     def get(self, name: str, size: int, make: Callable[[], bytes]) -> bytes:
         """The string called `name`, which has `size` bytes; made and kept where it is not there."""
@@ -321,9 +372,11 @@ class DiskCache:
     def _keep(self, path: Path, data: bytes) -> None:
         if len(data) > self.max_bytes:
             return
-        self.written += len(data)
-        if self.written >= self.max_bytes // 32:
-            self.written = len(data)
+        with self.lock:
+            self.written += len(data)
+            is_due = self.written >= self.max_bytes // 32
+            self.written = len(data) if is_due else self.written
+        if is_due:
             self._make_room(len(data))
         path.parent.mkdir(parents=True, exist_ok=True)
         staged = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
@@ -354,8 +407,12 @@ class Blobs:
     open: OrderedDict[str, Blob] = field(default_factory=OrderedDict)
     lock: Any = field(default_factory=Lock)
 
-    def read(self, path: str, offset: int, size: int) -> bytes:
-        """As `Blob.read`."""
+    def read(self, path: str, offset: int, size: int, known: Version | None = None) -> bytes:
+        """As `Blob.read`, of a blob that is the one that was `known`.
+
+        Raises:
+            IndexStale: it was another one already when it was opened.
+        """
         with self.lock:
             blob = self.open.get(path)
             if blob is not None:
@@ -367,4 +424,6 @@ class Blobs:
                 # closed when its last reader lets go of it
                 while len(self.open) > self.most:
                     self.open.popitem(last=False)
+        if known is not None:
+            check_version(path, known, (blob.size, blob.stamp))
         return blob.read(offset, size)

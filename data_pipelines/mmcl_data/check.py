@@ -1,5 +1,7 @@
 """`mmcl data check`: read every shard and decode every member, and say what would not survive training.
 
+Images are decoded twice, as a run does by default and as evaluations do: either may refuse what the other takes.
+
 Unlike a stream, which stops at a damaged shard, the check goes on to the next one, so that one pass finds everything
 that has to be mended. Shards are read side by side, and what is held of one is its problems.
 """
@@ -11,21 +13,15 @@ from functools import partial
 from typing import NamedTuple
 
 from mmcl.errors import DataError, ShardDamaged
-from mmcl.types import PAIRS, InputSpec
+from mmcl.types import InputSpec
 from mmcl_data.blobs import Blobs, shown
 from mmcl_data.decode import KIND_OF_EXTENSION, MAX_BYTES, Kind
 from mmcl_data.decode.audio import decode_audio
-from mmcl_data.decode.image import decode_image
+from mmcl_data.decode.image import check_image
 from mmcl_data.decode.text import decode_caption, decode_class, decode_facts
+from mmcl_data.samples import is_usable
 from mmcl_data.scan import SampleEntry, expand_shards, read_sample, scan_shard
 from mmcl_data.sweep import Told, over_shards, untold
-
-USABLE: tuple[frozenset[Kind], ...] = (
-    *(frozenset(pair) for pair in PAIRS.values()),
-    frozenset({"image", "class"}),
-    frozenset({"audio", "class"}),
-)
-"""A sample must hold one of these: a pair to train on, or a labelled image or sound to evaluate with."""
 
 _ANY_SPEC = InputSpec(
     image_size=224, resize_mode="shortest", sample_rate=16_000, clip_samples=160_000, context_length=77
@@ -33,6 +29,11 @@ _ANY_SPEC = InputSpec(
 
 
 _HEADER = 512
+
+
+def is_of_use(kinds: set[Kind]) -> bool:
+    """Whether a sample has a pair to train on, or a labelled image or sound to evaluate with."""
+    return is_usable({*kinds}) or ("class" in kinds and not kinds.isdisjoint(("image", "audio")))
 
 
 class Problem(NamedTuple):
@@ -182,7 +183,7 @@ def _check_sample(
         except DataError as error:
             causes.append((number, f"{extension}: {error}"))
     report.combinations["+".join(sorted(found)) or "nothing"] += 1
-    if not any(usable <= found for usable in USABLE):
+    if not is_of_use(found):
         had = ", ".join(sample.extensions)
         causes.append((0, f"no two of image, text and audio to learn from, and no labelled one (members: {had})"))
     return causes
@@ -191,7 +192,7 @@ def _check_sample(
 def _decode(kind: Kind, data: bytes, spec: InputSpec) -> None:
     match kind:
         case "image":
-            decode_image(data, spec)
+            check_image(data, spec)
         case "audio":
             for start in (0.0, 1.0):  # the last window is where a cut-off file shows
                 decode_audio(data, spec, start)

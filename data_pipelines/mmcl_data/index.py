@@ -10,7 +10,8 @@
         keys.npy        u8, all keys one after another, UTF-8
 
 The arrays are mapped and not read, so that opening an index of a million samples takes no time and its pages are shared
-by all processes of a machine. It is JSON and npy: nothing in it can run.
+by all processes of a machine. It is JSON and npy: nothing in it can run. Of remote shards it holds the addresses
+without user, password and query, which may be secrets and change: whoever opens it says where they are read now.
 
 Making it reads every header (`scan`), shards side by side in processes. What is known of a shard is kept in `parts/` as
 soon as it is known, so that a build that was killed, or one after some shards were added, reads only the others.
@@ -19,23 +20,22 @@ soon as it is known, so that a build that was killed, or one after some shards w
 import hashlib
 import json
 import os
-import shutil
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 
-from mmcl.errors import ConfigError, DataError, IndexStale, NoIndex
-from mmcl_data.blobs import Reading, open_blob, scheme_of, shown
+from mmcl.errors import ConfigError, DataError, NoIndex
+from mmcl_data.blobs import Reading, Version, check_version, open_blob, scheme_of, shown, versions
 from mmcl_data.decode import KIND_OF_EXTENSION, Kind
-from mmcl_data.processes import process_pool
 from mmcl_data.scan import SampleEntry, ShardScan, expand_shards, scan_shard
+from mmcl_data.sweep import over_shards
 
 FORMAT = 1
 FOLDER = ".mmcl-index"
@@ -53,6 +53,10 @@ _ARRAYS = {
 }
 _COLUMNS = ("counts", "kinds", "offsets", "sizes", "extensions", "key_sizes", "keys", "facts")
 """Of the part of a shard."""
+_MOST_EXTENSIONS = 65_000
+"""That are told apart; their numbers have 16 bits."""
+_OTHERS = "?"
+"""Stands for all extensions beyond that; those that mean something are never among them."""
 
 
 def bits_of(extensions: Sequence[str]) -> int:
@@ -69,6 +73,15 @@ class IndexedShard(NamedTuple):
     stamp: str
     samples: int
     sha256: str | None = None
+
+    @property
+    def version(self) -> Version:
+        """That was indexed."""
+        return self.bytes, self.stamp
+
+
+PartFile = tuple[IndexedShard, list[str], dict[str, np.ndarray]]
+"""What is known of one shard: the shard, its extensions, and the columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,17 +142,22 @@ class Index:
         """What the samples have that may take the place of one, and the number of the first of them."""
         return self.kinds, 0
 
+    @property
+    def paths(self) -> list[str]:
+        """Where its shards are read."""
+        return [shard.path for shard in self.shards]
+
+    def read_at(self, paths: Sequence[str]) -> "Index":
+        """The same, of shards that are read at these addresses, in their order."""
+        index = Index(self.folder, self.facts, self.arrays)
+        index.shards = [shard._replace(path=path) for shard, path in zip(self.shards, paths, strict=True)]
+        return index
+
     def check_fresh(self, reading: Reading | None = None) -> None:
         """Raise `IndexStale` for the first shard that is not the one that was indexed; asks for size and stamp only."""
-        for shard in self.shards:
-            blob = open_blob(shard.path, reading)
-            now = blob.size, blob.stamp
-            blob.close()
-            if now != (shard.bytes, shard.stamp):
-                raise IndexStale(
-                    f"{shown(shard.path)}: written again after it was indexed: {shard.bytes} bytes at {shard.stamp} "
-                    f"then, {now[0]} at {now[1]} now; `mmcl data index` reads it anew"
-                )
+        now = versions(self.paths, reading)
+        for shard, found in zip(self.shards, now, strict=True):
+            check_version(shard.path, shard.version, found)
 
 
 def open_index(folder: Path) -> Index:
@@ -225,7 +243,9 @@ def build_index(
         ) from error
     done = samples = 0
     failed: dict[str, Exception] = {}
-    for path, error, count in _scanned(paths, parts, workers, hashes, reading):
+    scan = partial(scan_into, parts=parts, hashes=hashes, reading=reading)
+    for path, found in zip(paths, over_shards(scan, paths, workers), strict=True):
+        error, count = (found, 0) if isinstance(found, DataError) else found
         done, samples = done + 1, samples + count
         if error is not None:
             failed[path] = error
@@ -244,8 +264,9 @@ def fresh_index(spec: str, folder: Path, reading: Reading | None = None) -> Inde
     """
     reading = reading or Reading()
     try:
-        index = open_index(folder)
-        if [shard.path for shard in index.shards] == absolute(expand_shards(spec, reading)):
+        index, paths = open_index(folder), absolute(expand_shards(spec, reading))
+        if index.paths == [shown(path) for path in paths]:
+            index = index.read_at(paths)
             index.check_fresh(reading)
             return index
     except DataError:  # none, damaged or stale: whatever it is of the shards comes up when they are read
@@ -254,34 +275,31 @@ def fresh_index(spec: str, folder: Path, reading: Reading | None = None) -> Inde
 
 
 def absolute(paths: Sequence[str]) -> list[str]:
-    """Local paths from the root on, remote ones as they are."""
+    """Local paths from the root on, remote ones as they are.
+
+    Raises:
+        ConfigError: two remote ones have one name.
+    """
+    if len({shown(path) for path in paths}) < len(paths):
+        raise ConfigError(
+            f"shards {shown(paths[0])!r}: some differ in user, query or fragment alone; these may change, so that "
+            "shards must have names without them"
+        )
     return [path if scheme_of(path) else os.path.abspath(path) for path in paths]
-
-
-def _scanned(paths: list[str], parts: Path, workers: int, hashes: bool, reading: Reading) -> Any:
-    """Path, error and number of samples of every shard, as they are done."""
-    if workers <= 1 or len(paths) == 1:
-        for path in paths:
-            yield path, *scan_into(path, parts, hashes, reading)
-        return
-    with process_pool(min(workers, len(paths)), [__name__]) as processes:
-        futures = {processes.submit(scan_into, path, parts, hashes, reading): path for path in paths}
-        for future in as_completed(futures):
-            yield futures[future], *future.result()
 
 
 def scan_into(path: str, parts: Path, hashes: bool, reading: Reading) -> tuple[Exception | None, int]:
     """Make the part of a shard, unless there is one of the shard as it is."""
     try:
         blob = open_blob(path, reading)
-        now = IndexedShard(path, blob.size, blob.stamp, 0)
+        now = IndexedShard(shown(path), blob.size, blob.stamp, 0)
         blob.close()
         known = read_part(part_file(parts, path))
         if known is not None and _same(known[0], now, hashes):
             return None, known[0].samples
         scan = scan_shard(path, reading)
         digest = _sha256(path, reading) if hashes else None
-        shard = IndexedShard(path, scan.bytes, scan.stamp, len(scan.samples), digest)
+        shard = IndexedShard(shown(path), scan.bytes, scan.stamp, len(scan.samples), digest)
         _write_part(part_file(parts, path), shard, scan)
         return None, shard.samples
     except DataError as error:
@@ -295,12 +313,13 @@ def _same(known: IndexedShard, now: IndexedShard, hashes: bool) -> bool:
 
 def part_file(parts: Path, path: str) -> Path:
     """Where the part of the shard at `path` lies."""
-    return parts / f"{hashlib.sha256(path.encode()).hexdigest()[:32]}.npz"
+    return parts / f"{hashlib.sha256(shown(path).encode()).hexdigest()[:32]}.npz"
 
 
 def _write_part(file: Path, shard: IndexedShard, scan: ShardScan) -> None:
-    names = sorted({extension for sample in scan.samples for extension in sample.extensions})
-    number = {name: place for place, name in enumerate(names)}
+    distinct = sorted({extension for sample in scan.samples for extension in sample.extensions})
+    names: dict[str, int] = {}
+    number = dict(zip(distinct, _numbers(names, distinct).tolist(), strict=True))
     keys = [sample.key.encode() for sample in scan.samples]
     arrays = {
         "counts": np.array([len(sample.sizes) for sample in scan.samples], dtype=np.uint64),
@@ -310,7 +329,7 @@ def _write_part(file: Path, shard: IndexedShard, scan: ShardScan) -> None:
         "extensions": np.array([number[e] for sample in scan.samples for e in sample.extensions], dtype=np.uint16),
         "key_sizes": np.array([len(key) for key in keys], dtype=np.uint64),
         "keys": np.frombuffer(b"".join(keys), dtype=np.uint8),
-        "facts": np.frombuffer(json.dumps({**shard._asdict(), "extensions": names}).encode(), dtype=np.uint8),
+        "facts": np.frombuffer(json.dumps({**shard._asdict(), "extensions": list(names)}).encode(), dtype=np.uint8),
     }
     staged = file.with_name(f".{file.stem}.{os.getpid()}.{time.monotonic_ns()}.npz")
     with staged.open("wb") as out:
@@ -320,13 +339,27 @@ def _write_part(file: Path, shard: IndexedShard, scan: ShardScan) -> None:
     staged.replace(file)
 
 
-def read_part(file: Path) -> tuple[IndexedShard, list[str], dict[str, np.ndarray]] | None:
-    """None where there is none, or a damaged one, which is then made anew."""
+def _numbers(names: dict[str, int], extensions: Sequence[str]) -> np.ndarray:
+    """u16, of extensions in `names`, where those that are new are added."""
+
+    def number(name: str) -> int:
+        if name not in names and len(names) >= _MOST_EXTENSIONS and name not in KIND_OF_EXTENSION:
+            name = _OTHERS
+        return names.setdefault(name, len(names))
+
+    return np.array([number(name) for name in extensions], dtype=np.uint16)
+
+
+def read_part(file: Path, columns: Sequence[str] = _COLUMNS) -> PartFile | None:
+    """The part in a file, with `columns`, `facts` among them.
+
+    None where there is none, or a damaged one, which is then made anew.
+    """
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as held:
             if any(packed.compress_type for packed in held.zip.infolist()):  # what we write is not, and a bomb is
                 return None
-            arrays = {name: held[name] for name in _COLUMNS}
+            arrays = {name: held[name] for name in columns}
         facts = json.loads(arrays.pop("facts").tobytes())
         names = facts.pop("extensions")
         return IndexedShard(**facts), names, arrays
@@ -345,53 +378,104 @@ def read_part(file: Path) -> tuple[IndexedShard, list[str], dict[str, np.ndarray
 
 
 def merge_parts(paths: Sequence[str], parts: Path, folder: Path) -> Index:
-    """One index of all parts, staged and renamed file by file; the manifest comes last."""
+    """One index of all parts, staged and renamed file by file; the manifest comes last. One part is held at a time.
+
+    Raises:
+        DataError: a part is gone or becomes another one meanwhile.
+        ConfigError: `folder` cannot be written.
+    """
+    facts, names = _surveyed(paths, parts, folder)
+    token = f"{os.getpid()}.{time.monotonic_ns()}"
+    staged = {name: folder / f".{name}.{token}.npy" for name in _ARRAYS}
+    manifest = folder / f".index.{token}.json"
+    try:
+        with ExitStack() as files:
+            columns = {name: Column(files.enter_context(staged[name].open("wb")), _ARRAYS[name]) for name in _ARRAYS}
+            _write_columns(columns, _parts(paths, parts, folder, facts["shards"]), names)
+        for name, file in staged.items():
+            file.replace(folder / f"{name}.npy")
+        manifest.write_text(json.dumps(facts))
+        manifest.replace(folder / "index.json")
+    except OSError as error:
+        raise ConfigError(f"{folder}: an index cannot be written there: {error.strerror}") from error
+    finally:
+        for file in (*staged.values(), manifest):
+            file.unlink(missing_ok=True)
+    return open_index(folder).read_at(paths)
+
+
+def _surveyed(paths: Sequence[str], parts: Path, folder: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """The manifest of an index of these parts, and the number of each extension."""
     names: dict[str, int] = {}
-    shards: list[IndexedShard] = []
-    columns: dict[str, list[np.ndarray]] = {}
+    shards: list[dict[str, Any]] = []
     fingerprint = hashlib.sha256()
-    for path in paths:
-        found = read_part(part_file(parts, path))
-        if found is None:
-            raise DataError(
-                f"{folder}: what was just noted of {shown(path)} is gone: is another process at work there?"
-            )
-        shard, extensions, arrays = found
-        shards.append(shard)
-        numbers = np.array([names.setdefault(name, len(names)) for name in extensions], dtype=np.uint16)
-        arrays["extensions"] = numbers[arrays["extensions"]] if len(extensions) else arrays["extensions"]
-        fingerprint.update(json.dumps([os.path.basename(path), extensions]).encode())
+    for path, (shard, extensions, arrays) in zip(paths, _parts(paths, parts, folder), strict=True):
+        shards.append(shard._replace(path=shown(path))._asdict())
+        fingerprint.update(json.dumps([os.path.basename(shown(path)), extensions]).encode())
         for name, array in arrays.items():
-            columns.setdefault(name, []).append(array)
             if name not in ("offsets", "extensions"):
                 fingerprint.update(np.ascontiguousarray(array).tobytes())
-        fingerprint.update(numbers.tobytes())
-    joined = {name: np.concatenate(column) for name, column in columns.items()}
-    arrays = {
-        "starts": np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(joined["counts"], dtype=np.uint64)]),
-        "key_ends": np.cumsum(joined["key_sizes"], dtype=np.uint64),
-        **{name: joined[name] for name in ("kinds", "offsets", "sizes", "extensions", "keys")},
-    }
-    facts = {
+        fingerprint.update(_numbers(names, extensions).tobytes())
+    return {
         "format": FORMAT,
         "fingerprint": fingerprint.hexdigest()[:32],
         "extensions": list(names),
-        "shards": [shard._asdict() for shard in shards],
-    }
-    for name, array in arrays.items():
-        staged = folder / f".{name}.{os.getpid()}.npy"
-        with staged.open("wb") as out:
-            np.save(out, array, allow_pickle=False)
-        staged.replace(folder / f"{name}.npy")
-    staged = folder / f".index.{os.getpid()}.json"
-    staged.write_text(json.dumps(facts))
-    staged.replace(folder / "index.json")
-    return open_index(folder)
+        "shards": shards,
+    }, names
 
 
-def forget(folder: Path) -> None:
-    """Remove an index and its parts."""
-    shutil.rmtree(folder, ignore_errors=True)
+def _parts(
+    paths: Sequence[str], parts: Path, folder: Path, expected: Sequence[dict[str, Any]] | None = None
+) -> Iterator[PartFile]:
+    for number, path in enumerate(paths):
+        found = read_part(part_file(parts, path))
+        if found is None or (expected and found[0]._replace(path=shown(path))._asdict() != expected[number]):
+            raise DataError(
+                f"{folder}: what was just noted of {shown(path)} is gone: is another process at work there?"
+            )
+        yield found
+
+
+def _write_columns(columns: "dict[str, Column]", found: Iterable[PartFile], names: dict[str, int]) -> None:
+    members = key_bytes = 0
+    columns["starts"].add(np.zeros(1, dtype=np.uint64))
+    for _, extensions, arrays in found:
+        columns["starts"].add(np.cumsum(arrays["counts"], dtype=np.uint64) + np.uint64(members))
+        columns["key_ends"].add(np.cumsum(arrays["key_sizes"], dtype=np.uint64) + np.uint64(key_bytes))
+        columns["extensions"].add(_numbers(names, extensions)[arrays["extensions"]])
+        for name in ("kinds", "offsets", "sizes", "keys"):
+            columns[name].add(arrays[name])
+        members, key_bytes = members + len(arrays["sizes"]), key_bytes + len(arrays["keys"])
+    for column in columns.values():
+        column.end()
+
+
+class Column:
+    """An npy file of one dimension that is written bit by bit.
+
+    Not a mapped file: where the disk is full a write fails, and a page of a map ends the process.
+    """
+
+    def __init__(self, out: BinaryIO, dtype: Any) -> None:
+        self.out, self.dtype, self.length = out, np.dtype(dtype), 0
+        self._head()
+
+    def add(self, array: np.ndarray) -> None:
+        """Write more of it."""
+        self.out.write(np.ascontiguousarray(array, dtype=self.dtype).tobytes())
+        self.length += len(array)
+
+    def end(self) -> None:
+        """Say at the front how long it is."""
+        self.out.seek(0)
+        self._head()
+
+    def _head(self) -> None:
+        """numpy leaves room in it for a first axis that grows."""
+        descr = np.lib.format.dtype_to_descr(self.dtype)
+        np.lib.format.write_array_header_1_0(
+            self.out, {"descr": descr, "fortran_order": False, "shape": (self.length,)}
+        )
 
 
 def _sha256(path: str, reading: Reading) -> str:

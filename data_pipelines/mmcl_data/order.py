@@ -33,6 +33,8 @@ _FEW = 4
 """Up to here Python's numbers are quicker than arrays."""
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
+_SHIFTS = [np.uint64(bits) for bits in (30, 27, 31)]
+_FACTORS = [np.uint64(factor) for factor in (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)]
 Places = Int64[np.ndarray, " n"]
 Words = UInt64[np.ndarray, " n"]
 
@@ -66,10 +68,17 @@ def permuted(sizes: Places, seeds: Words, places: Places) -> Places:
     half = _half_bits(sizes)
     found = _network(places.astype(np.uint64), half, seeds)
     outside = np.flatnonzero(found >= sizes.astype(np.uint64))
-    while len(outside):
+    while len(outside) > _FEW:
         found[outside] = _network(found[outside], half[outside], seeds[outside])
         outside = outside[found[outside] >= sizes[outside].astype(np.uint64)]
+    for number in outside.tolist():
+        found[number] = _walk(int(sizes[number]), int(seeds[number]), int(found[number]), _forwards)
     return found.astype(np.int64)
+
+
+def permuted_list(size: int, seed: int) -> list[int]:
+    """The numbers below `size`, shuffled."""
+    return [_walk(size, seed, place, _forwards) for place in range(size)]
 
 
 def place_of(size: int, seed: int, value: int) -> int:
@@ -86,8 +95,8 @@ def _half_bits(sizes: Places) -> Words:
 def _network(values: Words, half: Words, seeds: Words) -> Words:
     mask = (np.uint64(1) << half) - np.uint64(1)
     left, right = values >> half, values & mask
-    for number in range(_ROUNDS):
-        left, right = right, left ^ (_scramble_many(right + seeds * _ODD[number]) & mask)
+    for key in seeds * _ODD[:, None]:
+        left, right = right, left ^ (_scramble_many(right + key) & mask)
     return left << half | right
 
 
@@ -122,9 +131,9 @@ def _scramble(value: int) -> int:
 
 
 def _scramble_many(values: Words) -> Words:
-    values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return values ^ values >> np.uint64(31)
+    values = (values ^ values >> _SHIFTS[0]) * _FACTORS[0]
+    values = (values ^ values >> _SHIFTS[1]) * _FACTORS[1]
+    return values ^ values >> _SHIFTS[2]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -295,9 +295,15 @@ def _list(parent: Element, title: str, pairs: Sequence[tuple[str, str]], style: 
 
 
 def _texts(name: str, value: Any, depth: int = 3) -> Iterator[tuple[str, str]]:
-    """Texts in a field, which may hold one, a list or an object of them, with where they are."""
+    """Texts in a field, which may hold one, a list or an object of them, with where they are.
+
+    An object with a `caption` is one text, with its `operator` beside it, if it names one.
+    """
     if isinstance(value, str):
         yield name, value
+    elif isinstance(value, dict) and isinstance(value.get("caption"), str):
+        operator = value.get("operator")
+        yield f"{name}.{operator}" if isinstance(operator, str) else name, value["caption"]
     elif isinstance(value, list) and depth:
         for part in value:
             yield from _texts(name, part, depth - 1)

@@ -1,7 +1,7 @@
 """One sample of a shard to the tensors of one row, or a `SampleRejected` that says where and why."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from mmcl.errors import ConfigError, DataError, SampleRejected
-from mmcl.types import ID_KINDS, MODALITIES, PAIRS, Batch, IdKind, InputSpec, Modality
+from mmcl.types import ID_KINDS, MODALITIES, OWN, PAIRS, RIGHT, WRONG, Batch, IdKind, InputSpec, Modality
 from mmcl_data.augment import Crop, Words
+from mmcl_data.beside import Beside
 from mmcl_data.blobs import shown
 from mmcl_data.decode import KIND_OF_EXTENSION, MAX_BYTES
 from mmcl_data.decode.audio import decode_audio
@@ -48,6 +49,10 @@ class Row:
     image: Tensor | None = None
     audio: Tensor | None = None
     caption: str | None = None
+    wrong: list[str] = field(default_factory=list)
+    """Captions that are wrong on purpose."""
+    right: list[str] = field(default_factory=list)
+    """Further right ones."""
     ids: dict[IdKind, int] = field(default_factory=dict)
     seed: int = 0
     """63 bits that augmentation follows from."""
@@ -116,6 +121,13 @@ class Draw:
     """Of the sample in its epoch: nothing depends on who decodes it."""
     captions: Mapping[str, float] = field(default_factory=dict)
     """Fields of the json that may hold its caption, and `txt`, by weight; none is the txt member alone."""
+    beside: Beside | None = None
+    """What finds or makes captions beside its own."""
+
+    @property
+    def reads_facts(self) -> bool:
+        """Whether the json member is needed."""
+        return bool(self.captions or (self.beside and self.beside.config.fields))
 
 
 def decode_row(
@@ -159,23 +171,25 @@ def decode_row(
                 row.audio = decode_audio(data, spec, start)
             elif kind == "text" and row.caption is None:
                 row.caption = decode_caption(data)
-            elif with_facts or (kind == "facts" and draw and draw.captions):
+            elif with_facts or (kind == "facts" and draw and draw.reads_facts):
                 facts |= _facts(kind, data)
         if draw and draw.captions:
             row.caption = pick_caption(row.caption, facts, draw.captions, seed)
-        _finish_caption(row, config, draw)
+        _finish_caption(row, config, draw, facts)
         row.facts = facts if with_facts else {}
     except DataError as error:
         raise SampleRejected(shown(path), key, str(error)) from error
     return row
 
 
-def _finish_caption(row: Row, config: DecodeConfig, draw: Draw | None) -> None:
+def _finish_caption(row: Row, config: DecodeConfig, draw: Draw | None, facts: Mapping[str, Any]) -> None:
     if row.caption is None:
         return
     if config.clean:
         row.caption = clean_caption(row.caption)
     row.ids["caption"] = hash_of(" ".join(row.caption.casefold().split()).encode())
+    if draw and draw.beside:
+        row.wrong, row.right = draw.beside.of(row.caption, facts, draw.seed)
     if draw:
         row.caption = config.words.changed(row.caption, draw.seed)
 
@@ -193,17 +207,19 @@ def _facts(kind: str | None, data: bytes) -> dict[str, Any]:
     return {}
 
 
-def collate(rows: Sequence[Row], spec: InputSpec, skipped: int = 0) -> Batch:
-    """Rows to a batch."""
+def collate(rows: Sequence[Row], spec: InputSpec, skipped: int = 0, *, beside: bool = False) -> Batch:
+    """Rows to a batch; with `beside`, texts have roles, whether or not any of these rows has more than its own."""
     values: dict[Modality, Tensor] = spec.nothing()
     indices: dict[Modality, Tensor] = {}
     for modality in MODALITIES:
         having = [number for number, row in enumerate(rows) if row.has(modality)]
         indices[modality] = torch.tensor(having, dtype=torch.long)
-        if having and modality == "text":
-            values["text"] = tokenize([rows[number].caption or "" for number in having], spec)
-        elif having:
+        if having and modality != "text":
             values[modality] = torch.stack([getattr(rows[number], modality) for number in having])
+    texts = [text for number, row in enumerate(rows) if row.caption is not None for text in _texts(number, row)]
+    indices["text"], roles = (torch.tensor([text[of] for text in texts], dtype=torch.long) for of in (0, 1))
+    if texts:
+        values["text"] = tokenize([caption for _, _, caption in texts], spec)
     return Batch(
         size=len(rows),
         values=values,
@@ -215,7 +231,15 @@ def collate(rows: Sequence[Row], spec: InputSpec, skipped: int = 0) -> Batch:
         keys=tuple(row.key for row in rows),
         facts=tuple(row.facts for row in rows),
         skipped=skipped,
+        roles={"text": roles} if beside else {},
     )
+
+
+def _texts(number: int, row: Row) -> Iterator[tuple[int, int, str]]:
+    """Number, role and caption of all texts of a row."""
+    yield number, OWN, row.caption or ""
+    yield from ((number, WRONG, caption) for caption in row.wrong)
+    yield from ((number, RIGHT, caption) for caption in row.right)
 
 
 def joined(parts: Sequence[Batch]) -> Batch:
@@ -236,4 +260,5 @@ def joined(parts: Sequence[Batch]) -> Batch:
         keys=tuple(key for part in parts for key in part.keys),
         facts=tuple(facts for part in parts for facts in part.facts),
         skipped=sum(part.skipped for part in parts),
+        roles={name: torch.cat([part.roles[name] for part in parts]) for name in parts[0].roles},
     )

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmcl.errors import ConfigError, ShardDamaged, ShardMissing
-from mmcl_data.blobs import Blob, Blobs, Reading, filesystem, open_blob, patient, scheme_of, shown
+from mmcl_data.blobs import Blob, Blobs, Reading, Version, filesystem, open_blob, patient, scheme_of, shown
 
 MAX_MEMBER_BYTES = 256 * 2**20
 MAX_SHARDS = 1_000_000
@@ -115,15 +115,16 @@ def scan_shard(
         blob.close()
 
 
-def read_sample(blobs: Blobs, path: str, sample: SampleEntry) -> dict[str, bytes]:
+def read_sample(blobs: Blobs, path: str, sample: SampleEntry, known: Version | None = None) -> dict[str, bytes]:
     """The payloads of `sample` by extension, from the shard at `path`, in one read where its members are neighbours.
 
     Raises:
+        IndexStale: the shard is not the one that was `known`.
         ShardMissing, ShardDamaged, DataError: the shard is gone, shorter than when it was scanned, or cannot be read.
     """
     payloads: dict[str, bytes] = {}
     for extensions, start, offsets, sizes in _runs(sample):
-        data = blobs.read(path, start, offsets[-1] + sizes[-1] - start)
+        data = blobs.read(path, start, offsets[-1] + sizes[-1] - start, known)
         if len(sizes) == 1:
             payloads[extensions[0]] = data
             continue

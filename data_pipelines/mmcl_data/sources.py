@@ -3,6 +3,7 @@
 import logging
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,8 +70,8 @@ class Source:
         self.name, self.config, self.number = name, config, number
         self.usable = np.array([_is_usable(bits, config) for bits in range(_KINDS_OF_SAMPLE)])
         self.index = find_index(name, config, reading, home, shard_by_shard=shard_by_shard)
-        self.samples: Places | None = None
-        """Numbers of those that can be used; None where all can."""
+        self.chosen: Chosen | None = None
+        """Those that can be used; None where all can."""
         if isinstance(self.index, Index):
             self._choose(self.index.kinds, tell)
         elif tell:
@@ -81,9 +82,9 @@ class Source:
             )
 
     def _choose(self, kinds: np.ndarray, tell: bool) -> None:
-        counts = np.bincount(kinds, minlength=_KINDS_OF_SAMPLE)
+        counts = np.sum([np.bincount(part, minlength=_KINDS_OF_SAMPLE) for part in _blocks(kinds)], axis=0)
         dropped = int(counts[~self.usable].sum())
-        self.samples = np.flatnonzero(self.usable[kinds]) if dropped else None
+        self.chosen = Chosen(kinds, self.usable, len(kinds) - dropped) if dropped else None
         if dropped == len(kinds):
             raise NoUsableSamples(
                 f"source {self.name!r} ({shown(self.config.shards)}): none of its {len(kinds)} samples has two of "
@@ -103,7 +104,7 @@ class Source:
         """Samples; 0 while nobody counted them."""
         if isinstance(self.index, GrowingIndex):
             return 0
-        return len(self.index) if self.samples is None else len(self.samples)
+        return len(self.index) if self.chosen is None else len(self.chosen)
 
     @property
     def most_lanes(self) -> int:
@@ -126,15 +127,57 @@ class Source:
 
     def numbers(self, places: Places) -> Places:
         """In the index, of what an order gave."""
-        return places if self.samples is None else self.samples[places]
+        return places if self.chosen is None else self.chosen.at(places)
 
     def pile(self, first: int) -> Pile:
         """What workers know of it, if `first` is the number of its first sample among those of all sources."""
         assert self.index.folder is not None
-        shards = tuple(self.index.paths) if isinstance(self.index, GrowingIndex) else None
         return Pile(
-            name=self.name, folder=self.index.folder, captions=self.config.captions, first=first, growing=shards
+            name=self.name,
+            folder=self.index.folder,
+            captions=self.config.captions,
+            first=first,
+            fingerprint=self.index.fingerprint,
+            paths=tuple(self.index.paths),
+            growing=isinstance(self.index, GrowingIndex),
         )
+
+
+class Chosen:
+    """Which samples of an index are taken, by their place among those.
+
+    It holds the numbers of those that are or of those that are not, whichever are fewer: 8 bytes for each of them.
+
+    Args:
+        kinds: of all samples.
+        usable: for each value of `kinds`, whether such a sample is taken.
+        count: that are taken.
+    """
+
+    def __init__(self, kinds: np.ndarray, usable: np.ndarray, count: int) -> None:
+        self.count, self.by_taken = count, 2 * count < len(kinds)
+        listed = usable if self.by_taken else ~usable
+        found = [start * _BLOCK + np.flatnonzero(listed[part]) for start, part in enumerate(_blocks(kinds))]
+        self.listed = np.concatenate(found)
+        if not self.by_taken:
+            self.listed -= np.arange(len(self.listed))  # to how many taken ones each left out one comes after
+
+    def __len__(self) -> int:
+        return self.count
+
+    def at(self, places: Places) -> Places:
+        """Numbers in the index."""
+        if self.by_taken:
+            return self.listed[places]
+        return places + np.searchsorted(self.listed, places, side="right")
+
+
+_BLOCK = 1 << 22
+
+
+def _blocks(kinds: np.ndarray) -> Iterator[np.ndarray]:
+    """A few at a time: numpy makes 8 bytes of each."""
+    return (kinds[start : start + _BLOCK] for start in range(0, len(kinds), _BLOCK))
 
 
 def went_shard_by_shard(identity: str) -> bool:
@@ -165,8 +208,7 @@ def find_index(
         return growing_index(config.shards, folder, reading)
     if config.index or scheme_of(config.shards):
         try:
-            index = open_index(folder)
-            _check_shards(index, config, reading)
+            index = _located(open_index(folder), config, reading)
             index.check_fresh(reading)
             return index
         except NoIndex:
@@ -180,13 +222,18 @@ def find_index(
         return fresh_index(config.shards, _elsewhere(name, home), reading)  # the data are read-only
 
 
-def _check_shards(index: Index, config: SourceConfig, reading: Reading) -> None:
-    """Raise `IndexStale` for an index of other shards than the source names: those would be read, wherever they lie."""
+def _located(index: Index, config: SourceConfig, reading: Reading) -> Index:
+    """An index whose shards are read where the source names them.
+
+    Raises:
+        IndexStale: it is one of other shards: those would be read, wherever they lie.
+    """
 
     def place(path: str) -> str:
         return shown(path) if scheme_of(path) else os.path.realpath(path)
 
-    named = [place(path) for path in absolute(expand_shards(config.shards, reading))]
+    paths = absolute(expand_shards(config.shards, reading))
+    named = [place(path) for path in paths]
     held = [place(shard.path) for shard in index.shards]
     if held != named:
         odd = next((path for path in held if path not in set(named)), "fewer of them, or in another order")
@@ -194,6 +241,7 @@ def _check_shards(index: Index, config: SourceConfig, reading: Reading) -> None:
             f"{index.folder}: an index of other shards than {shown(config.shards)}: of {odd}; "
             "`mmcl data index` makes one"
         )
+    return index.read_at(paths)
 
 
 _temporary: list[tempfile.TemporaryDirectory[str]] = []

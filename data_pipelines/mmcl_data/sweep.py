@@ -12,11 +12,9 @@ from functools import partial
 from itertools import islice
 from typing import TypeVar
 
-import torch
-
 from mmcl.errors import ConfigError, DataError
 from mmcl_data.blobs import shown
-from mmcl_data.processes import process_pool
+from mmcl_data.processes import end_pool, process_pool
 
 T = TypeVar("T")
 Told = Callable[[int, int], None]
@@ -51,6 +49,8 @@ def over_shards(
 
 
 def _in_turn(act: Callable[[str], T], paths: Sequence[str]) -> Iterator[T]:
+    import torch
+
     for path in paths:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # several threads for the tensor of one sample wait for each other
@@ -68,7 +68,7 @@ def _side_by_side(act: Callable[[str], T], paths: Sequence[str], workers: int) -
     try:
         for _ in paths:
             for path in islice(left, 2 * workers - len(begun)):
-                begun.append((path, pool, pool.submit(act, path)))
+                begun.append((path, pool, _submit(pool, act, path)))
             path, of, future = begun.popleft()
             try:
                 yield future.result()
@@ -77,7 +77,16 @@ def _side_by_side(act: Callable[[str], T], paths: Sequence[str], workers: int) -
                     pool = _pool(act, workers)
                 yield _alone(act, path)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        end_pool(pool)  # whoever left early is not waited for, and what is written is not written behind his back
+
+
+def _submit(pool: ProcessPoolExecutor, act: Callable[[str], T], path: str) -> Future[T]:
+    try:
+        return pool.submit(act, path)
+    except BrokenProcessPool as error:  # by a shard that was begun earlier, which is mended when its turn comes
+        broken: Future[T] = Future()
+        broken.set_exception(error)
+        return broken
 
 
 def _alone(act: Callable[[str], T], path: str) -> T | DataError:

@@ -7,7 +7,8 @@ the bytes go through the pipe.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from math import prod
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmcl.types import MODALITIES, Batch
+from mmcl.types import Batch
 
 _ALIGNED = 64
 """Bytes; the first so many of a block hold its mark."""
@@ -25,6 +26,10 @@ _FREE, _TAKEN = 0, 1
 class _Place(NamedTuple):
     """Of one tensor in a block."""
 
+    field: str
+    """Of the batch."""
+    key: str | None
+    """In that field, if it holds several."""
     dtype: torch.dtype
     shape: tuple[int, ...]
     first: int
@@ -57,17 +62,19 @@ class Packer:
 
     def pack(self, batch: Batch, beside: Any) -> Packet:
         """A batch and what goes with it, ready to be pickled."""
-        tensors = [held[name] for held in (batch.values, batch.rows) for name in MODALITIES] + [batch.ids, batch.seeds]
-        places, end = [], _ALIGNED
-        for tensor in tensors:
-            places.append(_Place(tensor.dtype, tuple(tensor.shape), end))
+        plain = {field.name: getattr(batch, field.name) for field in fields(Batch)}
+        tensors, places, end = [], [], _ALIGNED
+        for name, key, tensor in _tensors(plain):
+            tensors.append(tensor)
+            places.append(_Place(name, key, tensor.dtype, tuple(tensor.shape), end))
             end += -(-tensor.nbytes // _ALIGNED) * _ALIGNED
+        for name in {place.field for place in places}:
+            del plain[name]
         number, known = self._block(end)
         block = self.blocks[number] if number >= 0 else torch.empty(end, dtype=torch.uint8)
         for tensor, place in zip(tensors, places, strict=True):
             place.of(block).copy_(tensor)
         block[0] = _TAKEN
-        plain = {name: getattr(batch, name) for name in ("size", "keys", "facts", "skipped")}
         travels = None if known else block if number >= 0 else block.numpy()
         return Packet(os.getpid(), number, travels, places, plain, beside)
 
@@ -93,11 +100,15 @@ class Unpacker:
     def unpack(self, packet: Packet) -> tuple[Batch, Any]:
         """What was packed; the block is free again."""
         block = self._block(packet)
-        tensors: Sequence[Tensor] = [place.of(block).clone() for place in packet.places]
+        held = dict(packet.plain)
+        for place in packet.places:
+            tensor = place.of(block).clone()
+            if place.key is None:
+                held[place.field] = tensor
+            else:
+                held.setdefault(place.field, {})[place.key] = tensor
         block[0] = _FREE
-        values, rows = (dict(zip(MODALITIES, part, strict=False)) for part in (tensors, tensors[len(MODALITIES) :]))
-        ids, seeds = tensors[2 * len(MODALITIES) :]
-        return Batch(values=values, rows=rows, ids=ids, seeds=seeds, **packet.plain), packet.beside
+        return Batch(**held), packet.beside
 
     def _block(self, packet: Packet) -> Tensor:
         if isinstance(packet.block, np.ndarray):
@@ -105,3 +116,13 @@ class Unpacker:
         if packet.block is not None:
             self.known[packet.worker, packet.number] = packet.block
         return self.known[packet.worker, packet.number]
+
+
+def _tensors(held: Mapping[str, Any]) -> Iterator[tuple[str, str | None, Tensor]]:
+    """All tensors among fields, and in those that are mappings of tensors."""
+    for name, value in held.items():
+        if isinstance(value, Tensor):
+            yield name, None, value
+        elif isinstance(value, Mapping):
+            for key, each in value.items():
+                yield name, key, each

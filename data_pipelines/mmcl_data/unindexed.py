@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmcl.errors import ConfigError, DataError, NoUsableSamples
-from mmcl_data.blobs import Reading, shown
+from mmcl_data.blobs import Reading, check_version, shown, versions
 from mmcl_data.index import IndexedShard, absolute, merge_parts, part_file, read_part, scan_into
 from mmcl_data.order import VERSION, Places, mix, mix_many, permuted
 from mmcl_data.scan import SampleEntry, expand_shards
@@ -40,6 +40,8 @@ ROW_BITS = 32
 """A sample is numbered by its shard, and its row in these lowest bits."""
 _KEPT = 64
 """Shards whose parts stay in memory."""
+_EPOCHS_KEPT = 4
+"""Orders of shards that stay in memory."""
 
 
 class Part(NamedTuple):
@@ -69,11 +71,13 @@ class GrowingIndex:
         self.lock = Lock()
         self.turns: dict[int, Lock] = {}
         """Of each shard that was asked for."""
+        self.tallies: dict[int, np.ndarray] = {}
+        """How many samples of a shard have what, for each value of `Index.kinds`; kept when its part is not."""
 
     @property
     def fingerprint(self) -> str:
         """Of the names of the shards, which is all that is known of them."""
-        names = [path.rpartition("/")[2] for path in self.paths]
+        names = [shown(path).rpartition("/")[2] for path in self.paths]
         return hashlib.sha256(json.dumps(names).encode()).hexdigest()[:32]
 
     def part(self, number: int) -> Part:
@@ -90,10 +94,29 @@ class GrowingIndex:
         with self._turn_of(number):  # who comes while it is scanned waits instead of scanning it again
             found = self._known(number) or self._scanned(number)
         with self.lock:
+            self.tallies.setdefault(number, np.bincount(found.arrays["kinds"], minlength=256))
             self.held[number] = found
             while len(self.held) > _KEPT:
                 self.held.popitem(last=False)
         return found
+
+    def tally(self, number: int) -> np.ndarray:
+        """How many samples of a shard have what, for each value of `Index.kinds`; as `part` where it is not known."""
+        if number not in self.tallies:
+            self.part(number)
+        return self.tallies[number]
+
+    def check_fresh(self) -> None:
+        """Raise `IndexStale` for the first shard that is not the one that was scanned; asks for size and stamp only."""
+        found = [(path, read_part(part_file(self.parts, path), ("facts",))) for path in self.paths]
+        scanned = [(path, part[0].version) for path, part in found if part is not None]
+        now = versions([path for path, _ in scanned], self.reading)
+        for (path, known), version in zip(scanned, now, strict=True):
+            remedy = (
+                "a run that goes on would read other samples; to begin a new one with the shards as they are, run "
+                f"`mmcl data index` or remove {self.folder}"
+            )
+            check_version(path, known, version, remedy)
 
     def shard_of(self, sample: int) -> IndexedShard:
         """Where it lies."""
@@ -125,6 +148,7 @@ class GrowingIndex:
         if found is None:
             return None
         shard, extensions, arrays = found
+        shard = shard._replace(path=self.paths[number])
         starts = np.concatenate([np.zeros(1, dtype=np.uint64), np.cumsum(arrays["counts"], dtype=np.uint64)])
         return Part(shard, extensions, arrays, starts, np.cumsum(arrays["key_sizes"], dtype=np.uint64))
 
@@ -191,6 +215,10 @@ class ShardOrder:
         """Places of each lane up to the end of each of its shards, as far as they are known."""
         self.turns: dict[int, _Turn] = {}
         """That lanes are in."""
+        self.counts: dict[int, int] = {}
+        """Samples that can be used of each shard that a lane came to."""
+        self.shuffled: dict[int, np.ndarray] = {}
+        """All shards in the order of an epoch, of the last few that were asked for."""
         self.scanners = ThreadPoolExecutor(2, thread_name_prefix="scan") if ahead else None
 
     def at(self, lanes: Places, places: Places) -> tuple[Places, Places]:
@@ -219,24 +247,40 @@ class ShardOrder:
     def _extend(self, lane: int) -> None:
         """Count the next shard of a lane."""
         ends = self.ends[lane]
-        if self.scanners is not None:
-            following = self._shard(lane, len(ends) + 1)[1]
+        following = self._shard(lane, len(ends) + 1)[1]
+        if self.scanners is not None and following not in self.index.tallies:
             self.scanners.submit(self.index.part, following)  # an error comes up again in its turn
         _, shard = self._shard(lane, len(ends))
-        ends.append((ends[-1] if ends else 0) + len(self._rows(shard)))
-        rounds = len(self.index.paths)
-        if len(ends) >= rounds and ends[-1] == (ends[-1 - rounds] if len(ends) > rounds else 0):
+        ends.append((ends[-1] if ends else 0) + self._count(shard))
+        if len(ends) == len(self.index.paths) and not ends[-1]:
+            self._check_any()
+
+    def _count(self, shard: int) -> int:
+        """Samples of a shard that can be used."""
+        if shard not in self.counts:
+            tally = self.index.tally(shard)
+            self.counts[shard] = int(tally[: len(self.usable)][self.usable].sum())
+        return self.counts[shard]
+
+    def _check_any(self) -> None:
+        """Whether a lane that had nothing so far will: in time it comes to every shard."""
+        shards = len(self.index.paths)
+        if not any(self._count(shard) for shard in range(shards)):
             raise NoUsableSamples(
-                f"none of {rounds} shards from {shown(self.index.paths[shard])} on has a sample with two of image, "
-                "text and audio"
+                f"none of {shards} shards from {shown(self.index.paths[0])} on has a sample with two of image, text "
+                "and audio"
             )
 
     def _shard(self, lane: int, turn: int) -> tuple[int, int]:
         """Epoch, and number of the shard that a lane has in a turn."""
         shards = len(self.index.paths)
         epoch, place = divmod(turn * self.lanes + lane, shards)
-        seeds = mix_many(mix(VERSION, self.seed, self.source, 2), np.array([epoch]))
-        return epoch, int(permuted(np.array([shards]), seeds, np.array([place]))[0])
+        if epoch not in self.shuffled:
+            if len(self.shuffled) >= _EPOCHS_KEPT:
+                del self.shuffled[min(self.shuffled)]
+            seeds = mix_many(mix(VERSION, self.seed, self.source, 2), np.full(shards, epoch))
+            self.shuffled[epoch] = permuted(np.full(shards, shards), seeds, np.arange(shards))
+        return epoch, int(self.shuffled[epoch][place])
 
     def _rows(self, shard: int) -> np.ndarray:
         """Of a shard, those that can be used."""
@@ -248,5 +292,8 @@ def growing_index(spec: str, folder: Path, reading: Reading) -> GrowingIndex:
 
     Raises:
         ConfigError, ShardMissing: as `expand_shards`.
+        IndexStale: a shard was written again since it was scanned.
     """
-    return GrowingIndex(folder, absolute(expand_shards(spec, reading)), reading)
+    index = GrowingIndex(folder, absolute(expand_shards(spec, reading)), reading)
+    index.check_fresh()
+    return index

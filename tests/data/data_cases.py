@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image
 
 from mmcl.dist import ONE_PROCESS, Shard
 from mmcl.types import MODALITIES, Batch, InputSpec
+from mmcl_data import blobs
 from mmcl_data.augment import Words
 from mmcl_data.build.shards import write_shards
 from mmcl_data.stream import DataConfig, ShardStream, SourceConfig
@@ -82,6 +84,27 @@ def digest(batch: Batch) -> str:
     return found.hexdigest()
 
 
+def until(holds: Callable[[], bool], seconds: float = 60.0) -> bool:
+    """Whether something comes to hold within some seconds."""
+    ends = time.monotonic() + seconds
+    while not (held := holds()) and time.monotonic() < ends:
+        time.sleep(0.02)
+    return held
+
+
+def alive(process: int) -> bool:
+    """Whether a process is there and has not ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def gone(processes: Iterable[int], seconds: float = 20.0) -> bool:
+    """Whether processes end within some seconds."""
+    return until(lambda: not any(map(alive, processes)), seconds)
+
+
 def same(one: Batch, other: Batch) -> bool:
     return one.keys == other.keys and all(
         torch.equal(one.values[name], other.values[name]) and torch.equal(one.rows[name], other.rows[name])
@@ -95,10 +118,77 @@ class Trap(Words):
 
     crash: tuple[str, ...] = ()
     hang: tuple[str, ...] = ()
+    begun: str = ""
+    """File that is there when one works for ever."""
+    when: str = ""
+    """File that has to be there before one dies."""
 
     def changed(self, caption: str, seed: int) -> str:
         if caption in self.crash:
+            assert not self.when or until(Path(self.when).exists)
             os.kill(os.getpid(), signal.SIGSEGV)
+        if caption in self.hang and self.begun:
+            Path(self.begun).touch()
         while caption in self.hang:
             time.sleep(0.05)
         return caption
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mishap(Words):
+    """Kills its process at a caption, once for each seed: met again it passes."""
+
+    at: str
+    folder: str
+    """Has a file for each time."""
+
+    def changed(self, caption: str, seed: int) -> str:
+        met = Path(self.folder) / str(seed)
+        if caption == self.at and not met.exists():
+            met.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return caption
+
+
+@dataclass(frozen=True, kw_only=True)
+class Greedy(Words):
+    """Takes so many bytes at a caption, and does not touch them."""
+
+    at: str
+    size: int
+
+    def changed(self, caption: str, seed: int) -> str:
+        if caption == self.at:
+            np.empty(self.size, dtype=np.uint8)
+        return caption
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stillborn(Words):
+    """Ends worker processes, which get it pickled, before they are at anything."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (1,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stalled(Words):
+    """In worker processes, which get it pickled, the first read of a sample takes so long."""
+
+    seconds: float
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _stalled, (self.seconds,)
+
+
+def _stalled(seconds: float) -> Stalled:
+    read, read_before = blobs.pread, set[int]()
+
+    def pread(file: int, size: int, offset: int) -> bytes:
+        if offset not in read_before:
+            read_before.add(offset)
+            time.sleep(seconds)
+        return read(file, size, offset)
+
+    blobs.pread = pread
+    return Stalled(seconds=seconds)

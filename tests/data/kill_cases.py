@@ -8,12 +8,15 @@ import json
 import os
 import sys
 from itertools import islice
+from multiprocessing import forkserver
 from pathlib import Path
 
 import torch
 from data_cases import SPEC, digest
 
+from mmcl_data.processes import start_server
 from mmcl_data.stream import DataConfig, ShardStream, SourceConfig
+from mmcl_data.workers import WORKERS_NEED
 
 STEPS = 60
 BATCH = 8
@@ -42,9 +45,19 @@ def live(home: Path, shards: str, options: dict) -> None:
         staged.replace(home / "state.json")
 
 
+def share_server() -> None:
+    """Let lives use a fork server of this process: one that imports for each of them takes most of its seconds."""
+    start_server(WORKERS_NEED)
+    started = forkserver._forkserver
+    # a fork looks after the server as if it were its child
+    forkserver.ensure_running = started.ensure_running = lambda: None
+
+
 def main() -> None:
     home, shards, options = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
     torch.set_num_threads(1)  # threads do not survive a fork
+    if options.get("worker_kind") == "processes":
+        share_server()
     next(make(shards, {}).batches())  # imports, index and tokenizer, once for all lives
     print("ready", flush=True)
     for _ in sys.stdin:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import get_context
@@ -23,6 +24,7 @@ from mmcl_data import blobs
 from mmcl_data.blobs import Blobs, DiskCache, LocalBlob, Reading, open_blob, scheme_of, shown
 from mmcl_data.index import build_index
 from mmcl_data.stream import DataConfig, ShardStream, SourceConfig
+from mmcl_data.unindexed import GrowingIndex
 
 QUICK = Reading(retries=6, pause_s=0.001)
 
@@ -52,16 +54,23 @@ class Server(BaseHTTPRequestHandler):
         pass
 
     def do_HEAD(self) -> None:
-        self.answer(head=True)
+        with self.busy():
+            self.answer(head=True)
 
     def do_GET(self) -> None:
         with self.behaviour.lock:
             self.behaviour.asked.append(f"{self.path.partition('?')[0]} {self.headers.get('Range')}")
+        with self.busy():
+            self.answer(head=False)
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        with self.behaviour.lock:
             self.behaviour.at_once += 1
             self.behaviour.most_at_once = max(self.behaviour.most_at_once, self.behaviour.at_once)
         time.sleep(self.behaviour.pause_s)
         try:
-            self.answer(head=False)
+            yield
         finally:
             with self.behaviour.lock:
                 self.behaviour.at_once -= 1
@@ -228,6 +237,41 @@ def test_the_reads_of_a_chunk_go_out_together(server, tmp_path):
     assert behaviour.most_at_once >= 4
 
 
+def test_all_shards_are_asked_for_size_and_stamp_together(server, tmp_path):
+    address, behaviour = server
+    write(tmp_path / "s", [sample(n) for n in range(20)], 1)
+    index = build_index(f"{address}/s/{{000000..000019}}.tar", tmp_path / "index")
+    behaviour.pause_s, behaviour.most_at_once = 0.05, 0
+    index.check_fresh()
+    assert behaviour.most_at_once >= 10
+    growing = GrowingIndex(tmp_path / "index", index.paths, Reading())
+    behaviour.most_at_once = 0
+    growing.check_fresh()
+    assert behaviour.most_at_once >= 10
+
+
+class HubSays:
+    """What a Hugging Face client raises holds the answer of the hub, and no status of its own."""
+
+    def __init__(self, status: int) -> None:
+        self.status_code, self.headers, self.request = status, {}, None
+
+
+@pytest.mark.parametrize(("status", "tries"), [(401, 1), (403, 1), (404, 1), (429, 3), (503, 3)])
+def test_what_the_hub_refuses_is_not_asked_for_again(status, tries):
+    from huggingface_hub.errors import HfHubHTTPError
+
+    asked = []
+
+    def ask() -> None:
+        asked.append(status)
+        raise HfHubHTTPError(f"{status} of the hub", response=HubSays(status))  # pyright: ignore[reportArgumentType]
+
+    with pytest.raises(DataError, match=f"{status} of the hub"):
+        blobs.patient(ask, "hf://datasets/me/x/0.tar", Reading(retries=2, pause_s=0))
+    assert len(asked) == tries
+
+
 # --- secrets and schemes --------------------------------------------------------------------------------------------
 
 SECRET = "hunter2"
@@ -271,6 +315,38 @@ def test_keys_of_rows_hold_no_token(server, tmp_path):
     source = SourceConfig(shards=shards, index=str(tmp_path / "index"))
     made = ShardStream(DataConfig(sources={"a": source}), SPEC, 4, 0)
     assert [digest(batch) for batch in take(made, 8)] == expected
+
+
+@pytest.mark.parametrize("indexed", [True, False], ids=["indexed", "shard by shard"])
+def test_a_run_goes_on_when_the_addresses_are_signed_anew_and_no_file_holds_a_signature(server, tmp_path, indexed):
+    address, behaviour = server
+    write(tmp_path / "s", [sample(n) for n in range(20)])
+
+    def signed(user: str, token: str) -> ShardStream:
+        spec = f"{address.replace('//', f'//{user}@')}/s/{{000000..000001}}.tar?token={token}"
+        if indexed and not (tmp_path / "home" / "a" / "index.json").exists():
+            build_index(spec, tmp_path / "home" / "a")
+        config = DataConfig(sources={"a": SourceConfig(shards=spec)}, cache=str(tmp_path / "cache"))
+        return ShardStream(config, SPEC, 4, 0, indexes=tmp_path / "home")
+
+    first = signed(f"me:{SECRET}", f"{SECRET}1")
+    whole = digests(first)
+    begun = signed(f"me:{SECRET}", f"{SECRET}1")
+    take(begun, 3)
+    state = begun.state_dict()
+    behaviour.asked.clear()
+    again = signed(f"you:{SECRET}", f"{SECRET}2")
+    again.load_state_dict(state)
+    assert [digest(batch) for batch in take(again, 5)] == whole[3:]
+    assert [asked for asked in behaviour.asked if "bytes=" in asked] == []  # the cache is still that of the shards
+    held = [path for name in ("home", "cache") for path in (tmp_path / name).rglob("*") if path.is_file()]
+    assert any(path.name == "index.json" for path in held) and any(path.suffix == ".npz" for path in held)
+    assert not [path for path in held if SECRET.encode() in path.read_bytes() or SECRET in str(path)]
+
+
+def test_shards_that_differ_in_their_query_alone_are_refused(server, tmp_path):
+    with pytest.raises(ConfigError, match=r"x\.tar'.*differ in user, query or fragment alone"):
+        build_index(f"{server[0]}/x.tar?part={{0..3}}", tmp_path / "index")
 
 
 @pytest.mark.parametrize("path", ["pipe:ls", "ftp://h/x", "file:///x", "gs://b/x", "s3:b", "http:/h", "data:,x", "x:y"])
@@ -340,6 +416,29 @@ def test_the_cache_keeps_what_was_used_last_and_no_more_than_it_may(tmp_path):
     assert made == ["n0"]
 
 
+def test_the_blobs_of_a_process_keep_one_limit_and_rarely_look_at_the_folder(server, tmp_path, monkeypatch):
+    address, _ = server
+    reading, looks = Reading(cache=tmp_path / "cache", cache_bytes=64_000), []
+    make_room = DiskCache._make_room
+
+    def looking(cache: DiskCache, more: int) -> None:
+        looks.append(more)
+        make_room(cache, more)
+
+    monkeypatch.setattr(DiskCache, "_make_room", looking)
+    held = []
+    for number in range(64):
+        (tmp_path / f"{number}.tar").write_bytes(bytes([number]) * 1800)
+        held.append(open_blob(f"{address}/{number}.tar", reading))
+        assert held[-1].read(0, 1800) == bytes([number]) * 1800
+        assert held_bytes(tmp_path / "cache") <= 64_000 + 2000
+    looks.clear()
+    for number in range(64):
+        for start in range(0, 100, 10):
+            assert open_blob(f"{address}/{number}.tar", reading).read(start, 10) == bytes([number]) * 10
+    assert len(looks) <= 1 + 64 * 100 // 2000
+
+
 def test_a_kept_string_that_was_cut_off_is_made_again(tmp_path):
     cache = DiskCache(tmp_path, 10_000)
     cache.get("a", 100, lambda: b"x" * 100)
@@ -373,12 +472,14 @@ def test_processes_share_a_cache_and_its_limit(tmp_path):
 
 
 def flaky(share: float, seed: int = 0) -> Any:
-    """`os.pread` of a file system that fails, or gives less than was asked for, at a share of the reads."""
+    """`os.pread` of a file system that fails, or gives less than was asked for or nothing, at a share of the reads."""
     draw = random.Random(seed)
 
     def pread(file: int, size: int, offset: int) -> bytes:
         if draw.random() < share:
-            fault = draw.choice([errno.EIO, errno.ESTALE, errno.EAGAIN, 0])
+            fault = draw.choice([errno.EIO, errno.ESTALE, errno.EAGAIN, 0, -1])
+            if fault < 0:
+                return b""
             if fault:
                 raise OSError(fault, os.strerror(fault))
             return os.pread(file, max(1, size // 3), offset)
@@ -439,6 +540,38 @@ def test_a_read_that_fails_for_good_names_the_shard_within_its_tries(tmp_path, m
     assert "000000.tar: cannot be read: OSError: [Errno 5]" in str(caught.value)
     assert len(tries) == 4
     assert "tried again, 2 times more at most" in caplog.text
+
+
+def test_a_file_system_that_gives_nothing_inside_a_file_is_given_up_in_time(tmp_path, monkeypatch):
+    (tmp_path / "x").write_bytes(b"x" * 100)
+    blob, tries = LocalBlob(str(tmp_path / "x"), Reading(retries=3, pause_s=0.001)), []
+
+    def pread(*_: int) -> bytes:
+        tries.append(1)
+        if len(tries) > 100:
+            raise PermissionError("it is read in a loop")
+        return b""
+
+    monkeypatch.setattr(blobs, "pread", pread)
+    with pytest.raises(DataError, match="nothing is given where the file goes on"):
+        blob.read(0, 50)
+    assert len(tries) == 4
+
+
+def test_a_file_that_is_not_the_one_that_was_known_is_not_read(tmp_path):
+    (tmp_path / "x").write_bytes(b"0123")
+    held = Blobs(most=1)
+    blob = open_blob(str(tmp_path / "x"))
+    known = blob.size, blob.stamp
+    assert held.read(str(tmp_path / "x"), 1, 2, known) == b"12"
+    (tmp_path / "y").write_bytes(b"abcd")
+    os.utime(tmp_path / "y", (1, 1))
+    (tmp_path / "y").replace(tmp_path / "x")
+    assert held.read(str(tmp_path / "x"), 1, 2, known) == b"12"  # it is open, and still what it was
+    (tmp_path / "z").touch()
+    held.read(str(tmp_path / "z"), 0, 0)
+    with pytest.raises(IndexStale, match=r"x: written again after it was indexed: 4 bytes at"):
+        held.read(str(tmp_path / "x"), 1, 2, known)
 
 
 def test_a_read_that_is_forbidden_is_not_tried_again(tmp_path, monkeypatch):

@@ -461,3 +461,53 @@ def test_captions_are_drawn_by_their_weights_and_lists_evenly():
 def test_fields_that_hold_no_caption_are_named(facts, cause):
     with pytest.raises(DataError, match=cause):
         pick_caption(None, facts, {"alt": 1.0}, 0)
+
+
+@pytest.mark.parametrize("box", [None, Box(0.4, 0.2, 0.3, 0.8)], ids=["whole", "part"])
+def test_native_pixels_are_those_of_torchvisions_own_resizing(box):
+    from torchvision.transforms.v2.functional import InterpolationMode, pil_to_tensor, resize
+
+    image = noise(140, 90)
+    found = decode_image(encode(image), spec(resize_mode="squash"), decoder="native", box=box)
+    shown = pil_to_tensor(image.crop(box.pixels(140, 90)) if box else image)
+    assert torch.equal(found, resize(shown, [32, 32], interpolation=InterpolationMode.BICUBIC, antialias=True))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_channels_are_averaged_whatever_their_number(channels):
+    waves = np.random.default_rng(channels).uniform(-0.5, 0.5, (8000, channels)).astype(np.float32)
+    found = decode_audio(sound(waves, subtype="FLOAT"), spec())
+    assert np.allclose(found, waves.mean(axis=1), atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"progressive": True},
+        {"subsampling": 0, "quality": 95},
+        {"comment": b"x" * 300},
+        {"icc_profile": b"p" * 100},
+        {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"},
+        {"restart_marker_blocks": 4},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_is_decoded_alike_whoever_reads_its_header(monkeypatch, mode, options):
+    data = encode(noise(70, 50, mode), "JPEG", **options)
+    found = [decode_image(data, spec(), decoder="native", exif=exif) for exif in ("ignore", "apply")]
+    monkeypatch.setattr("mmcl_data.decode.image._plain_jpeg", lambda data: None)
+    for exif, image in zip(("ignore", "apply"), found, strict=True):
+        assert torch.equal(image, decode_image(data, spec(), decoder="native", exif=exif))
+
+
+def test_a_jpeg_that_ends_anywhere_or_lies_about_its_size_is_refused():
+    data = encode(noise(70, 50), "JPEG")
+    for end in [*range(0, 700, 7), len(data) // 2]:
+        with pytest.raises(DataError, match="not a readable JPEG"):
+            decode_image(data[:end], spec(), decoder="native")
+    frame = data.index(b"\xff\xc0")
+    for size in (b"\0\0\0\0", b"\xff\xff\xff\xff", b"\0\x32\0\0"):
+        with pytest.raises(DataError):
+            decode_image(data[: frame + 5] + size + data[frame + 9 :], spec(), decoder="native")

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_cases import digest, sample, take, write
+from data_cases import alive, digest, sample, take, write
 from kill_cases import BATCH, STEPS, make
 
 KINDS = {
-    "inline": (88, {"workers": 0}),
-    "a thread": (46, {"workers": 1, "worker_kind": "threads", "ahead": 1}),
-    "three threads": (50, {"workers": 3, "worker_kind": "threads", "ahead": 8}),
-    "a process": (8, {"workers": 1, "worker_kind": "processes", "ahead": 8}),
-    "three processes": (8, {"workers": 3, "worker_kind": "processes", "ahead": 1}),
+    "inline": (72, {"workers": 0}),
+    "a thread": (40, {"workers": 1, "worker_kind": "threads", "ahead": 1}),
+    "three threads": (40, {"workers": 3, "worker_kind": "threads", "ahead": 8}),
+    "a process": (24, {"workers": 1, "worker_kind": "processes", "ahead": 8}),
+    "three processes": (24, {"workers": 3, "worker_kind": "processes", "ahead": 1}),
 }
 """Kills, and who decodes: 200 in all."""
 
@@ -72,7 +72,7 @@ class Lives:
         child = int(self._line())
         if kill_at is not None:
             until = time.monotonic() + 60
-            while len(self.log()) < kill_at and time.monotonic() < until and _alive(child):
+            while len(self.log()) < kill_at and time.monotonic() < until and alive(child):
                 time.sleep(0.0005)
             time.sleep(after_s)
             for end in (os.kill, os.killpg):  # the run first: its workers may outlive it for a moment
@@ -83,13 +83,6 @@ class Lives:
     def log(self) -> bytes:
         path = self.home / "log"
         return path.read_bytes() if path.exists() else b""
-
-
-def _alive(child: int) -> bool:
-    try:
-        return Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 @pytest.mark.slow

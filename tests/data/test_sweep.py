@@ -3,6 +3,8 @@
 import os
 import time
 from functools import partial
+from multiprocessing import active_children
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +25,12 @@ def crash(bad: str, path: str) -> str:
     return path
 
 
+def crash_when(flag: Path, path: str) -> str:
+    while path == "1.tar" and not flag.exists():
+        time.sleep(0.01)
+    return crash("1.tar", path)
+
+
 def fail(path: str) -> str:
     raise ShardDamaged(path, 7, "bad")
 
@@ -40,6 +48,17 @@ def test_a_shard_that_ends_its_process_costs_itself_only(bad):
     place = PATHS.index(bad)
     assert isinstance(found[place], DataError) and str(found[place]).startswith(f"{bad}: a process that reads it ends")
     assert [one for number, one in enumerate(found) if number != place] == [path for path in PATHS if path != bad]
+
+
+def test_shards_that_come_after_a_crash_are_begun_by_new_processes(tmp_path):
+    found = over_shards(partial(crash_when, tmp_path / "flag"), PATHS, 2)
+    assert next(found) == "0.tar"
+    (tmp_path / "flag").touch()
+    until = time.monotonic() + 60
+    while active_children() and time.monotonic() < until:  # the pool knows that it is broken then
+        time.sleep(0.01)
+    error, *rest = found
+    assert isinstance(error, DataError) and rest == PATHS[2:]
 
 
 @pytest.mark.parametrize("workers", [1, 2])

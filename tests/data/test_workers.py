@@ -6,14 +6,13 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from data_cases import Trap, digest, sample, stream, take, write
+from data_cases import Greedy, Stalled, Stillborn, Trap, digest, gone, sample, stream, take, until, write
 
 from mmcl import errors
 from mmcl.errors import DataError, ShardDamaged, TooManyBadSamples
@@ -22,7 +21,7 @@ from mmcl_data.augment import Crop, Words
 from mmcl_data.index import build_index, open_index
 from mmcl_data.samples import DecodeConfig
 from mmcl_data.stream import ShardStream
-from mmcl_data.workers import ATTEMPTS, Task, substitute
+from mmcl_data.workers import ATTEMPTS, SAMPLE_BYTES, Task, substitute, trained_on
 
 CHANGED = DecodeConfig(crop=Crop(scale=(0.3, 1.0)), words=Words(drop=0.3, swap=0.5), clean=True)
 
@@ -51,23 +50,6 @@ def processes_of(parent: int) -> set[int]:
     return found
 
 
-def gone(pids: set[int], seconds: float = 15.0) -> bool:
-    """Whether processes end within some seconds."""
-    ends = time.monotonic() + seconds
-    while time.monotonic() < ends:
-        if not any(alive(pid) for pid in pids):
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 @pytest.mark.parametrize(
     "workers",
     [
@@ -89,7 +71,13 @@ def trapped(shards: str, tmp_path: Path, *, patience: float = 60.0, workers: int
     return stream({"a": shards}, bad=1.0, data=data, quarantine=tmp_path / "quarantine.jsonl")
 
 
-def costs_only(found: list[Batch], whole: list[Batch], lost: set[int], tmp_path: Path) -> None:
+def costs_only(
+    found: list[Batch],
+    whole: list[Batch],
+    lost: set[int],
+    tmp_path: Path,
+    cause: str = "its decoder crashed or did not end",
+) -> None:
     """Check that some samples were left out, and that nothing else is changed."""
     for after, before in zip(found, whole, strict=True):
         hit = [row for row, number in enumerate(numbers([before])) if number in lost]
@@ -99,7 +87,7 @@ def costs_only(found: list[Batch], whole: list[Batch], lost: set[int], tmp_path:
             assert all((after.values[name][row] == before.values[name][row]).all() for name in MODALITIES)
     lines = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
     assert {int(line["key"]) for line in lines} == lost
-    assert all(line["cause"] == "its decoder crashed or did not end" for line in lines)
+    assert all(line["cause"] == cause for line in lines)
 
 
 @pytest.mark.parametrize("lost", [{11}, {3, 4, 29}], ids=["one", "three"])
@@ -111,18 +99,43 @@ def test_a_decoder_that_crashes_costs_its_sample_and_nothing_else(shards, tmp_pa
 
 def test_a_decoder_that_never_ends_costs_its_sample_and_nothing_else(shards, tmp_path):
     whole = take(stream({"a": shards}), 4)
-    take(stream({"a": shards}, data={"workers": 1}), 1)  # so that a worker is there within the patience
-    found = take(trapped(shards, tmp_path, hang=("number 11",), patience=2.5), 4)
+    found = take(trapped(shards, tmp_path, hang=("number 11",), patience=1.0), 4)
     costs_only(found, whole, {11}, tmp_path)
+
+
+def test_reads_that_take_longer_than_a_decoder_may_are_waited_for(shards, tmp_path):
+    whole = [digest(batch) for batch in take(stream({"a": shards}), 2)]
+    data = {"workers": 2, "ahead": 1, "worker_timeout_s": 0.5, "decode": DecodeConfig(words=Stalled(seconds=1.0))}
+    made = stream({"a": shards}, bad=1.0, data=data, quarantine=tmp_path / "quarantine.jsonl")
+    assert [digest(batch) for batch in take(made, 2)] == whole
+    assert not (tmp_path / "quarantine.jsonl").exists()
+
+
+def test_a_decoder_that_takes_all_memory_costs_its_sample_and_nothing_else(shards, tmp_path):
+    whole = take(stream({"a": shards}), 4)
+    decode = DecodeConfig(words=Greedy(at="number 11", size=SAMPLE_BYTES + 2**24))
+    data = {"workers": 2, "decode": decode}
+    found = take(stream({"a": shards}, bad=1.0, data=data, quarantine=tmp_path / "quarantine.jsonl"), 4)
+    costs_only(found, whole, {11}, tmp_path, cause="decoding it takes more memory than there is")
+
+
+def test_processes_that_end_before_they_decode_end_the_run_and_blame_no_sample(shards, tmp_path):
+    data = {"workers": 1, "decode": DecodeConfig(words=Stillborn())}
+    made = stream({"a": shards}, bad=1.0, data=data, quarantine=tmp_path / "quarantine.jsonl")
+    with pytest.raises(DataError, match="worker processes end before they decode anything"):
+        take(made, 1)
+    assert not (tmp_path / "quarantine.jsonl").exists()
 
 
 def test_a_crash_between_two_batches_is_mended_when_the_next_one_is_begun(shards, tmp_path):
     whole = take(stream({"a": shards}), 4)
     late = numbers(whole[2:3])[0]
     assert late not in numbers(whole[:2])
-    batches = trapped(shards, tmp_path, crash=(f"number {late}",)).batches()
+    before = processes_of(os.getpid())
+    batches = trapped(shards, tmp_path, crash=(f"number {late}",), when=str(tmp_path / "now")).batches()
     found = [next(batches)]
-    time.sleep(1.5)  # a training step, in which the third batch breaks the pool
+    (tmp_path / "now").touch()
+    assert until(lambda: processes_of(os.getpid()) <= before)  # the third batch broke the pool meanwhile
     found += [next(batches) for _ in range(3)]
     batches.close()
     costs_only(found, whole, {late}, tmp_path)
@@ -143,12 +156,16 @@ def test_a_sample_that_takes_the_place_of_another_may_crash_as_well(tmp_path):
 
 def test_a_worker_that_is_killed_from_outside_costs_nothing(shards, tmp_path):
     expected = [digest(batch) for batch in take(stream({"a": shards}), 12)]
-    batches, found = trapped(shards, tmp_path).batches(), []
+    before = processes_of(os.getpid())
+    batches, found, due = trapped(shards, tmp_path).batches(), [], [2, 7]
     for number in range(12):
         found.append(digest(next(batches)))
-        if number in (2, 7):
-            os.kill(min(processes_of(os.getpid())), signal.SIGKILL)
+        workers = processes_of(os.getpid()) - before  # there are none right after one was killed
+        if workers and due and number >= due[0]:
+            os.kill(min(workers), signal.SIGKILL)
+            due.pop(0)
     batches.close()
+    assert not due
     assert found == expected
     assert not (tmp_path / "quarantine.jsonl").exists()
 
@@ -172,8 +189,8 @@ from data_cases import Trap, stream
 from mmcl_data.samples import DecodeConfig
 
 if __name__ == "__main__":
-    decode = DecodeConfig(words=Trap(hang=("number 1",)))
-    batches = stream({"a": sys.argv[2]}, bad=1.0, data={"workers": 2, "lanes": 1, "decode": decode}).batches()
+    decode = DecodeConfig(words=Trap(hang=tuple(f"number {n}" for n in range(32)), begun=sys.argv[3]))
+    batches = stream({"a": sys.argv[2]}, bad=1.0, data={"workers": 2, "decode": decode}).batches()
     print("begun", flush=True)
     next(batches)
 """
@@ -182,14 +199,13 @@ if __name__ == "__main__":
 def test_workers_do_not_outlive_a_process_that_was_killed(shards, tmp_path):
     script = tmp_path / "left_alone.py"
     script.write_text(LEFT_ALONE)
-    command = [sys.executable, str(script), str(Path(__file__).parent), shards]
+    busy = tmp_path / "busy"
+    command = [sys.executable, str(script), str(Path(__file__).parent), shards, str(busy)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout.readline() == "begun\n"
-        ends = time.monotonic() + 60
-        while len(pids := processes_of(parent.pid)) < 2 and time.monotonic() < ends:
-            time.sleep(0.1)
-        assert len(pids) == 2
-        time.sleep(0.5)
+        assert until(busy.exists)
+        assert until(lambda: len(processes_of(parent.pid)) == 2)
+        pids = processes_of(parent.pid)
         parent.kill()
     assert gone(pids)
 
@@ -213,19 +229,51 @@ def test_a_stream_with_some_samples_of_every_kind_corrupt_goes_on_up_to_its_limi
 # --- what takes a place ---------------------------------------------------------------------------------------------
 
 
-def test_what_takes_a_place_has_the_same_members_and_follows_from_seed_and_attempt():
-    kinds = np.array([7, 3, 7, 1, 7, 3, 7, 7] * 50, dtype=np.uint8)
-    for number in (0, 1, 5, 399):
-        for attempt in range(1, ATTEMPTS):
-            found = substitute(kinds, Task(0, number, 99), attempt)
-            assert found != number and kinds[found] == kinds[number]
-            assert found == substitute(kinds, Task(0, number, 99), attempt)
-    assert len({substitute(kinds, Task(0, 0, seed), 1) for seed in range(50)}) > 20
+IMAGE, TEXT, AUDIO, FACTS, CLASS = 1, 2, 4, 8, 16
 
 
-def test_where_nothing_has_the_same_members_a_sample_takes_its_own_place():
-    assert substitute(np.array([7, 3, 3], dtype=np.uint8), Task(0, 0, 1), 1) == 0
-    assert substitute(np.array([7] + [3] * 10_000 + [7], dtype=np.uint8), Task(0, 0, 1), 1) == 10_001
+def places(kinds: list[int], place: int, seed: int = 1, *, facts_tell: bool = False) -> list[int]:
+    """Samples that are tried for a place, one after another."""
+    tried = [place]
+    while len(tried) < ATTEMPTS:
+        have = np.array(kinds, dtype=np.uint8)
+        tried.append(substitute(have, Task(0, place, seed), tried, trained_on(facts_tell)))
+    return tried
+
+
+def test_what_takes_a_place_has_the_same_modalities_and_follows_from_seed_and_attempt():
+    kinds = [7, 3, 7, 6, 7, 3, 7, 7] * 50
+    for place in (0, 1, 5, 399):
+        tried = places(kinds, place)
+        assert len(set(tried)) == ATTEMPTS and {kinds[found] for found in tried} == {kinds[place]}
+        assert tried == places(kinds, place)
+    assert len({places(kinds, 0, seed)[1] for seed in range(50)}) > 20
+
+
+def test_members_that_are_not_trained_on_do_not_matter_for_a_place():
+    pair = IMAGE | TEXT
+    assert set(places([pair | FACTS, pair, pair | CLASS, 7, pair], 0)[:4]) == {0, 1, 2, 4}
+
+
+def test_a_json_that_holds_captions_counts_as_a_text():
+    kinds = [IMAGE | FACTS, IMAGE | AUDIO, IMAGE | TEXT, IMAGE]
+    assert places(kinds, 0, facts_tell=True)[1] == 2
+    assert places(kinds, 2, facts_tell=True)[1] == 0
+
+
+def test_where_nothing_has_the_same_modalities_one_with_more_takes_a_place_and_then_any():
+    kinds = [IMAGE | TEXT, IMAGE, TEXT | AUDIO, 7, FACTS, 7] + [TEXT] * 10_000
+    tried = places(kinds, 0)
+    assert set(tried[1:3]) == {3, 5} and tried[3] == 2
+    assert tried[4:] == [0] * (ATTEMPTS - 4)  # there is nothing else
+    assert places([7] + [3] * 10_000 + [7], 0)[1] == 10_001
+
+
+def test_the_only_sample_with_a_json_may_be_bad(tmp_path):
+    rows = [sample(n, json=None) for n in range(8)]
+    rows[3] = sample(3, png=b"no png")
+    (batch,) = take(stream({"a": write(tmp_path / "s", rows)}, bad=1.0), 1)
+    assert batch.skipped == 1 and 3 not in numbers([batch])
 
 
 # --- errors across processes ----------------------------------------------------------------------------------------

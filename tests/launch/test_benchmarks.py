@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,12 @@ from mmcl.dist import ONE_PROCESS, Shard
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 TINY = {
-    "data": ["--samples", "16", "--batch-size", "8"],
+    "compose": ["--sounds", "4", "--rate", "8000", "--seconds", "1"],
+    "data": [
+        *("--images", "32", "--side", "64", "--batch-size", "8", "--batches", "2", "--workers", "1"),
+        *("--sounds", "16", "--long-sounds", "4", "--seconds", "0.5", "--index-samples", "1000"),
+    ],
+    "negatives": ["--captions", "40"],
     "loss": ["--rows", "32", "--dim", "8", "--memory-rows", "512", "2048", "8192"],
 }
 """Arguments that make a benchmark quick."""
@@ -149,8 +155,6 @@ def test_peak_memory_is_what_lives_at_one_moment(measure):
 
 
 def processes(_: Shard) -> int:
-    import os
-
     return os.getpid()
 
 
@@ -181,3 +185,30 @@ def test_the_floor_multiplies_the_rows_of_a_rank_by_all_columns(loss):
     to_x, to_y = loss.four_products(torch.ones(3, 2), setting)()
     assert to_x.shape == (3, 2)
     assert to_y.shape == (6, 2)
+
+
+def test_a_pipeline_that_gives_other_pixels_than_the_shards_hold_is_not_timed(measure, tmp_path):
+    from pipelines import shards
+    from pipelines.agreement import Reference
+    from pipelines.turns import Pipeline
+
+    held, others = (shards.images(tmp_path / str(side), 8, side) for side in (64, 48))  # with the same captions
+    spec = {"image_size": 32, "resize_mode": "shortest", "sample_rate": 8000, "clip_samples": 80, "context_length": 77}
+    with Pipeline("ours", shards=str(held), spec=spec, batch_size=8, workers=0) as pipeline:
+        Reference(held, spec).check("ours", pipeline)
+        with pytest.raises(AssertionError, match=r"ours: 00000\d.jpg is 0.\d+ apart"):
+            Reference(others, spec).check("ours", pipeline)
+
+
+def test_a_pipeline_stands_still_while_it_is_not_its_turn(measure, tmp_path):
+    from pipelines import shards
+    from pipelines.turns import Pipeline
+
+    held = shards.images(tmp_path / "held", 8, 64)
+    spec = {"image_size": 32, "resize_mode": "shortest", "sample_rate": 8000, "clip_samples": 80, "context_length": 77}
+    with Pipeline("bare", tars=[str(path) for path in held.glob("*.tar")], spec=spec, batch_size=8) as pipeline:
+        turn = pipeline.turn(1, 3)
+        stopped = os.WIFSTOPPED(os.waitpid(pipeline.process.pid, os.WUNTRACED)[1])
+    assert turn.wall > 0 and turn.cpu > 0
+    assert stopped
+    assert pipeline.process.returncode != 0  # ended with its workers, whatever it was at

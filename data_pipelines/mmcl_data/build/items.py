@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +52,10 @@ class Skipped(NamedTuple):
     why: str
 
 
+class Elsewhere(Skipped):
+    """Of which a file is no file below the root."""
+
+
 Read = Iterator[Item | Skipped]
 
 
@@ -91,14 +95,36 @@ def inside(root: Path, path: str, where: str) -> str:
     Raises:
         DataError: it is a URL or leads elsewhere; names `where`. Links are looked at when the file is read.
     """
+    try:
+        return _below(root, path)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def item_at(root: Path, where: str, paths: Sequence[str], **fields: Any) -> Item | Elsewhere:
+    """An item with the files at `paths`, or what is wrong with one of them.
+
+    Args:
+        root: what they lie below.
+        where: what names them.
+        paths: absolute or below the root.
+        fields: the other ones of the item.
+    """
+    try:
+        return Item(files=tuple(_below(root, path) for path in paths), **fields)
+    except DataError as error:
+        return Elsewhere(where, str(error))
+
+
+def _below(root: Path, path: str) -> str:
     if "://" in path:
         raise DataError(
-            f"{where}: {path!r} is a URL, and nothing is downloaded here: let img2dataset download the table, "
+            f"{path!r} is a URL, and nothing is downloaded here: let img2dataset download the table, "
             "then `mmcl data build img2dataset`"
         )
     below = os.path.relpath(path, os.path.abspath(root)) if os.path.isabs(path) else os.path.normpath(path)
     if below == "." or below.split(os.sep)[0] == ".." or "\0" in below:
-        raise DataError(f"{where}: {path!r} is no file below {root}: name with --root the folder that holds all files")
+        raise DataError(f"{path!r} is no file below {root}: name with --root the folder that holds all files")
     return below
 
 

@@ -22,7 +22,7 @@ from mmcl_data.build.corpus import Corpus
 from mmcl_data.build.items import Contents
 from mmcl_data.build.plan import Plan, read_items
 from mmcl_data.build.shards import bounded_shards
-from mmcl_data.check import USABLE
+from mmcl_data.check import is_of_use
 from mmcl_data.decode import KIND_OF_EXTENSION, MAX_BYTES
 from mmcl_data.decode.text import decode_caption, decode_class
 
@@ -132,7 +132,7 @@ def _members(contents: Contents, several: bool) -> dict[str, bytes]:
     if facts:
         members["json"] = _facts(facts)
     found = {KIND_OF_EXTENSION[extension] for extension in members}
-    if not any(usable <= found for usable in USABLE):
+    if not is_of_use(found):
         raise DataError(f"nothing to learn from: {' and '.join(sorted(found)) or 'nothing'} alone")
     return members
 

@@ -10,15 +10,18 @@ import random
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from mmcl.errors import ConfigError
+from mmcl.errors import ConfigError, DataError
 from mmcl_data.build.corpus import Corpus
-from mmcl_data.build.items import Item, Skipped
+from mmcl_data.build.items import Elsewhere, Item, Read, Skipped
 
 FORMAT = 1
 """Of what is written for a plan. A change of the bytes raises it."""
+_ENOUGH = 100
+"""First items that, if all are elsewhere, speak for all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,11 +70,12 @@ def make_plan(corpus: Corpus, root: Path, folder: Path, options: Options, argume
 
     Raises:
         ConfigError, DataError: as the corpus says.
+        DataError: of a hundred items at its beginning every one has a file that is none below `root`.
     """
     digest = hashlib.sha256(json.dumps([FORMAT, arguments], sort_keys=True).encode())
     places, keys, skipped, end = array("Q"), set[str](), list[Skipped](), 0
     with (folder / "items").open("wb") as file:
-        for found in corpus.read(root):
+        for found in _unless_elsewhere(corpus.read(root)):
             item = found
             if isinstance(found, Item) and found.key in keys:
                 item = Skipped(found.key, f"a second sample of this key: {', '.join(found.files)}")
@@ -93,6 +97,14 @@ def make_plan(corpus: Corpus, root: Path, folder: Path, options: Options, argume
         skipped=skipped,
         fingerprint=digest.hexdigest(),
     )
+
+
+def _unless_elsewhere(found: Read) -> Read:
+    first = list(islice(found, _ENOUGH))
+    elsewhere = [one for one in first if isinstance(one, Elsewhere)]
+    if len(elsewhere) == _ENOUGH:
+        raise DataError(f"{elsewhere[0].where}: {elsewhere[0].why}. So it is with all of the first {_ENOUGH}")
+    return chain(first, found)
 
 
 def read_items(plan: Plan, shard: int) -> list[Item]:

@@ -6,13 +6,14 @@ that one seed gives one file, and that a folder of shards appears whole or not a
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from tarfile import RECORDSIZE
 from typing import Any
 
-from webdataset.writer import ShardWriter, TarWriter
+from webdataset.writer import TarWriter
 
 from mmcl.errors import ConfigError
 
@@ -49,23 +50,15 @@ def write_shards(
     staged = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
-    counts: list[int] = []
-    with ShardWriter(
-        str(staged / "%06d.tar"),
-        maxcount=samples_per_shard,
-        verbose=0,
-        **_FIXED,
-    ) as writer:
-        for sample in samples:
-            writer.write(dict(sample))
-            counts[writer.shard - 1 :] = [writer.count]
-    if not counts:
+    paths = (staged / f"{number:06d}.tar" for number in count())
+    written = [shard for _, shard in _cut(samples, paths, lambda number, _: number <= samples_per_shard)]
+    if not written:
         shutil.rmtree(staged)
         raise ConfigError(f"{folder}: there is no sample to write")
     if folder.exists():
         folder.rmdir()
     staged.rename(folder)
-    return [describe_shard(path, count) for path, count in zip(sorted(folder.glob("*.tar")), counts, strict=False)]
+    return written
 
 
 def bounded_shards(
@@ -75,28 +68,39 @@ def bounded_shards(
 
     One sample above the limit is a shard of its own. A shard is yielded when it is whole, with its place.
     """
-    number, left = 0, iter(samples)
+    paths = chain([folder / f"{name}.tar"], (folder / f"{name}_{number:03d}.tar" for number in count(1)))
+    yield from _cut(samples, paths, lambda _, size: size <= max_bytes)
+
+
+def _cut(
+    samples: Iterable[Mapping[str, bytes | str]], paths: Iterable[Path], fits: Callable[[int, int], bool]
+) -> Iterator[tuple[Path, WrittenShard]]:
+    """Write `samples` to one of `paths` after the other, as many to each as `fits`, told their number and its bytes."""
+    left = iter(samples)
     first = next(left, None)
-    while first is not None:
-        path = folder / (f"{name}_{number:03d}.tar" if number else f"{name}.tar")
+    for path in paths:
+        if first is None:
+            return
         with path.open("wb") as file, TarWriter(file, **_FIXED) as writer:
-            count, first = _fill(writer, first, left, max_bytes)
-        yield path, describe_shard(path, count)
-        number += 1
+            number, first = _fill(writer, first, left, fits)
+        yield path, describe_shard(path, number)
 
 
 def _fill(
-    writer: TarWriter, first: Mapping[str, bytes | str], left: Iterator[Mapping[str, bytes | str]], max_bytes: int
+    writer: TarWriter,
+    first: Mapping[str, bytes | str],
+    left: Iterator[Mapping[str, bytes | str]],
+    fits: Callable[[int, int], bool],
 ) -> tuple[int, Mapping[str, bytes | str] | None]:
     """Write the first sample and as many more as fit; returns how many, and the one that did not."""
-    count, held, sample = 0, 2 * _BLOCK, first
+    number, held, sample = 0, 2 * _BLOCK, first
     while sample is not None:
         size = sum(_BLOCK + -(-len(data) // _BLOCK) * _BLOCK for name, data in sample.items() if name != "__key__")
-        if count and -(-(held + size) // RECORDSIZE) * RECORDSIZE > max_bytes:
-            return count, sample
+        if number and not fits(number + 1, -(-(held + size) // RECORDSIZE) * RECORDSIZE):
+            return number, sample
         writer.write(dict(sample))
-        count, held, sample = count + 1, held + size, next(left, None)
-    return count, None
+        number, held, sample = number + 1, held + size, next(left, None)
+    return number, None
 
 
 def describe_shard(path: Path, samples: int) -> WrittenShard:

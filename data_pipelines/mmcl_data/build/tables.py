@@ -13,6 +13,10 @@ from mmcl_data.build.items import Skipped, plain
 
 MAX_LINE = 2**20
 """Characters of one line of JSONL."""
+MAX_CELL = 2**16
+"""Bytes a row on average of a column of Parquet that is read: no path, caption or key is larger."""
+MAX_BATCH = 2**26
+"""Bytes of the rows of Parquet that are held at once."""
 
 
 class Row(NamedTuple):
@@ -145,11 +149,33 @@ def _parquet(path: Path, _: bool) -> Table:
 
 
 def _batches(path: Path, file: Any) -> Iterator[Row]:
+    """Rows in which the cells of large columns, like embedded pictures, are empty bytes: they are not read."""
+    import pyarrow
+
+    names = list(file.schema_arrow.names)
+    sizes = [_sizes(file.metadata.row_group(group), names) for group in range(file.num_row_groups)]
+    large: dict[str, Any] = {name: b"" for name in names if any(size[name] > MAX_CELL for size in sizes)}
+    small = [name for name in names if name not in large]
     number = 0
-    for batch in file.iter_batches(batch_size=1000):
-        for cells in batch.to_pylist():
-            number += 1
-            yield Row(number, f"{path.name} row {number}", cells)
+    try:
+        for group, size in enumerate(sizes):
+            most = max(1, min(1000, int(MAX_BATCH / max(1, sum(size[name] for name in small)))))
+            for batch in file.iter_batches(most, row_groups=[group], columns=small):
+                for cells in batch.to_pylist():
+                    number += 1
+                    yield Row(number, f"{path.name} row {number}", cells | large)
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise DataError(f"{path}: row {number + 1} and what follows cannot be read: {error}") from error
+
+
+def _sizes(group: Any, names: list[str]) -> dict[str, float]:
+    """Bytes of each column of a group of rows, a row on average."""
+    sizes = dict.fromkeys(["", *names], 0.0)
+    for number in range(group.num_columns):
+        leaf = group.column(number)  # `picture.bytes` of the column `picture`; names may hold dots themselves
+        of = max((name for name in names if f"{leaf.path_in_schema}.".startswith(f"{name}.")), key=len, default="")
+        sizes[of] += leaf.total_uncompressed_size / max(1, group.num_rows)
+    return sizes
 
 
 _KINDS = {

@@ -26,13 +26,14 @@ class Tokenizer:
         """(len(captions), length): start, words, end, zeros; a longer caption is cut and still ends with the end."""
         found = np.zeros((len(captions), length), dtype=np.int64)
         for row, caption in zip(found, captions, strict=True):
-            numbers = [self.slow.sot_token_id, *self.encode(caption)][: length - 1] + [self.slow.eot_token_id]
+            words = self.encode(caption)[: max(0, length - 2)]
+            numbers = [self.slow.sot_token_id, *words, self.slow.eot_token_id][-length:]
             row[: len(numbers)] = numbers
         return torch.from_numpy(found)
 
     def encode(self, caption: str) -> list[int]:
         """Numbers of its words."""
-        # what is neither ASCII nor an entity has nothing that ftfy would mend
+        # printable ASCII without entities holds nothing that ftfy would mend
         plain = caption.isascii() and caption.isprintable() and "&" not in caption
         cleaned = " ".join(caption.split()).lower() if plain else self.slow.clean_fn(caption)
         numbers: list[int] = []

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from mmcl.errors import ConfigError, DataError
 from mmcl_data.build.corpus import Corpus
-from mmcl_data.build.items import Item, Read, Skipped, inside, make_key
+from mmcl_data.build.items import Read, Skipped, inside, item_at, make_key
 
 
 class _Picture(NamedTuple):
@@ -55,9 +55,9 @@ class Coco(Corpus):
                 yield Skipped(picture.name, "no caption")
                 continue
             facts = picture.facts | ({"split": picture.split} if picture.split else {})
-            name = inside(root, f"{folder}/{picture.name}" if folder else picture.name, path.name)
+            name = f"{folder}/{picture.name}" if folder else picture.name
             key = make_key(picture.name.rpartition(".")[0] or picture.name)
-            yield Item(key=key, files=(name,), captions=tuple(captions), facts=facts)
+            yield item_at(root, path.name, [name], key=key, captions=tuple(captions), facts=facts)
 
 
 def _pictures(path: Path) -> list[_Picture]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from mmcl.errors import ConfigError, DataError
 from mmcl_data.build.corpora.folder import KINDS
 from mmcl_data.build.corpus import Corpus
-from mmcl_data.build.items import Item, Read, Skipped, inside, make_key, walk
+from mmcl_data.build.items import Item, Read, Skipped, item_at, make_key, walk
 from mmcl_data.build.tables import Row, open_table
 
 
@@ -110,9 +110,11 @@ class Esc50(Folds):
                 continue
             cells, name = row.cells, row.cells["category"].replace("_", " ")
             facts = {"class": name, "fold": int(cells["fold"]), "file": cells["filename"]}
-            yield Item(
+            yield item_at(
+                root,
+                row.where,
+                [f"audio/{cells['filename']}"],
                 key=make_key(cells["filename"].removesuffix(".wav")),
-                files=(inside(root, f"audio/{cells['filename']}", row.where),),
                 captions=self.captions(name),
                 facts=facts,
                 label=int(cells["target"]),
@@ -136,9 +138,11 @@ class UrbanSound8K(Folds):
             cells, name = row.cells, row.cells["class"].replace("_", " ")
             file, fold = cells["slice_file_name"], int(cells["fold"])
             facts = {"class": name, "fold": fold, "file": file, "fsID": cells["fsID"]}
-            yield Item(
+            yield item_at(
+                root,
+                row.where,
+                [f"audio/fold{fold}/{file}"],
                 key=make_key(file.removesuffix(".wav")),
-                files=(inside(root, f"audio/fold{fold}/{file}", row.where),),
                 captions=self.captions(name),
                 facts=facts,
                 label=int(cells["classID"]),

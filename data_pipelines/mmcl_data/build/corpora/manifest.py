@@ -11,7 +11,7 @@ from typing import Any
 
 from mmcl.errors import ConfigError
 from mmcl_data.build.corpus import Corpus
-from mmcl_data.build.items import Item, Read, Skipped, inside, make_key, plain
+from mmcl_data.build.items import Item, Read, Skipped, item_at, make_key, plain
 from mmcl_data.build.tables import Row, open_table
 
 IMAGES = ("image", "image_path", "img", "img_path", "image_file")
@@ -81,20 +81,20 @@ class Manifest(TableOptions):
 
 
 def _item(root: Path, row: Row, columns: Columns) -> Item | Skipped:
-    files = []
+    paths = []
     for name in columns.media:
         path = row.cells.get(name)
         if path is not None and not isinstance(path, str):
             return Skipped(row.where, f"column {name!r} holds a {type(path).__name__}, not a path")
         if path and path.strip():
-            files.append(inside(root, path.strip(), row.where))
+            paths.append(path.strip())
     captions = as_captions(row.cells.get(columns.text))
     if captions is None:
         return Skipped(row.where, f"column {columns.text!r} holds neither a text nor a list of texts")
-    if not files:
+    if not paths:
         return Skipped(row.where, "no path")
     key = make_key(str(row.cells.get(columns.key))) if columns.key else f"{row.number:09d}"
-    return Item(key=key, files=tuple(files), captions=captions, facts=other_facts(row.cells, columns))
+    return item_at(root, row.where, paths, key=key, captions=captions, facts=other_facts(row.cells, columns))
 
 
 def as_captions(cell: Any) -> tuple[str, ...] | None:

@@ -15,7 +15,7 @@ from mmcl.errors import ConfigError
 from mmcl_data.build.corpora.folder import SOUNDS
 from mmcl_data.build.corpora.labelled import check_template
 from mmcl_data.build.corpus import Corpus
-from mmcl_data.build.items import Item, Read, Skipped, inside, make_key, walk
+from mmcl_data.build.items import Item, Read, Skipped, inside, item_at, make_key, walk
 from mmcl_data.build.tables import Row, open_table
 
 
@@ -67,9 +67,11 @@ class Clotho(Corpus):
                 yield row
                 continue
             name = row.cells["file_name"]
-            yield Item(
+            yield item_at(
+                root,
+                row.where,
+                [f"{self.audio}/{name}"],
                 key=make_key(name.rpartition(".")[0] or name),
-                files=(inside(root, f"{self.audio}/{name}", row.where),),
                 captions=tuple(row.cells[column] for column in columns),
                 facts={"file": name},
             )
