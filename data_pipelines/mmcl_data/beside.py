@@ -44,9 +44,7 @@ class BesideConfig:
                 "come from a field of the json or from rules, which need the pools that `mmcl data negatives` mines"
             )
         if (self.right > 0) != bool(self.right_field):
-            raise ConfigError(
-                f"beside.right={self.right} needs a right_field, found {self.right_field!r}"
-            )
+            raise ConfigError(f"beside.right={self.right} needs a right_field, found {self.right_field!r}")
 
     @property
     def fields(self) -> tuple[str, ...]:

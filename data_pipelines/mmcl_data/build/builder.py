@@ -7,24 +7,30 @@
     out/.parts/                    while it is built: whose build it is, and a report a shard
 
 Nothing depends on how many processes pack, in how many parts, or on how often it was killed: one corpus, one set of
-arguments and one version of the libraries give one set of bytes.
+arguments and one version of the libraries give one set of bytes. A file that crashes its decoder is left out: by the
+same start if other processes pack, and by the next one if this process does.
 """
 
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmcl.errors import ConfigError, NoUsableSamples
 from mmcl_data.build.corpus import Corpus
 from mmcl_data.build.manifest import read_json, sum_up, write_classes
-from mmcl_data.build.pack import Job, Report, read_report, write_json
+from mmcl_data.build.one_by_one import pack_one_by_one
+from mmcl_data.build.pack import Job, Report, pack_shard, read_report, write_json
 from mmcl_data.build.plan import Options, Plan, make_plan
-from mmcl_data.build.side_by_side import pack_shards
+from mmcl_data.sweep import over_shards
+
+log = logging.getLogger("mmcl.data")
 
 MANIFEST, PARTS = "manifest.json", ".parts"
 _ENOUGH = 100
@@ -150,13 +156,27 @@ def _pack(job: Job, shards: Sequence[int], workers: int, progress: Callable[[int
     done = total - sum(map(job.plan.items_of, left))
     progress(done, total)
     good = done
-    names = [f"{number:06d}" for number in left]
-    for name, report in zip(names, pack_shards(job, names, workers), strict=True):
+    for name, report in _reports(job, [f"{number:06d}" for number in left], workers):
         done, good = done + report.items, good + report.samples
         progress(done, total)
         if not good and done >= _ENOUGH:
             (job.reports / f"{name}.json").unlink(missing_ok=True)
             raise NoUsableSamples(f"{job.root}: of {done} samples none is any good{_reasons(report.skipped)}")
+
+
+def _reports(job: Job, names: Sequence[str], workers: int) -> Iterator[tuple[str, Report]]:
+    """Pack shards; first those over which an earlier start died."""
+    died = [name for name in names if job.begun(name).exists()]
+    fresh = [name for name in names if name not in {*died}]
+    for name in died:
+        yield name, _packed_again(job, name)
+    for name, found in zip(fresh, over_shards(partial(pack_shard, job), fresh, workers), strict=True):
+        yield name, found if isinstance(found, Report) else _packed_again(job, name)
+
+
+def _packed_again(job: Job, name: str) -> Report:
+    log.warning("%s: a process died while it packed shard %s, which is packed again, item by item", job.out, name)
+    return pack_one_by_one(job, name)
 
 
 def _is_built(job: Job, number: int) -> bool:

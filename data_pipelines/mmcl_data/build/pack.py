@@ -7,23 +7,25 @@
 
 A sample is whole or left out: a file that cannot be read costs its sample, a caption that cannot be one costs itself
 if there are others. Shard and report are written elsewhere and renamed, the report last: where it is, the shard is.
+While a shard is packed a file says so, which is left behind if the process dies.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from mmcl.errors import DataError
 from mmcl_data.build.contents import as_member
 from mmcl_data.build.corpus import Corpus
-from mmcl_data.build.items import Contents
+from mmcl_data.build.items import Contents, Item
 from mmcl_data.build.plan import Plan, read_items
 from mmcl_data.build.shards import bounded_shards
 from mmcl_data.check import is_of_use
-from mmcl_data.decode import KIND_OF_EXTENSION, MAX_BYTES
+from mmcl_data.decode import KIND_OF_EXTENSION, MAX_BYTES, Kind
 from mmcl_data.decode.text import decode_caption, decode_class
 
 
@@ -42,6 +44,10 @@ class Job:
     def reports(self) -> Path:
         """Where the reports are: above the folder of this process."""
         return self.plan.folder.parent
+
+    def begun(self, number: str) -> Path:
+        """A file that is there while shard `number` is packed, or after a process died over it."""
+        return self.reports / f"{number}.begun"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -72,21 +78,35 @@ class Report:
                 self.hashes.append((key, kind, hashlib.sha256(data).hexdigest()[:32]))
 
 
-def pack_shard(job: Job, number: str) -> Report:
+def pack_shard(job: Job, number: str, convert: Callable[[Item], dict[str, bytes]] | None = None) -> Report:
     """Write shard `number` of the plan and its report.
+
+    Args:
+        job: what to build.
+        number: of six digits.
+        convert: the members of an item, if `members_of` is not to be called here.
 
     Raises:
         DataError: it cannot be written.
     """
     report = Report(items=job.plan.items_of(int(number)))
+    samples = _samples(job, int(number), report, convert or partial(members_of, job.corpus, job.root))
+    job.begun(number).touch()
     try:
-        for path, written in bounded_shards(_samples(job, int(number), report), job.plan.folder, number, job.max_bytes):
+        _write(job, number, report, samples)
+        write_json(job.reports / f"{number}.json", asdict(report), job.plan.folder)
+    finally:
+        job.begun(number).unlink(missing_ok=True)
+    return report
+
+
+def _write(job: Job, number: str, report: Report, samples: Iterator[dict[str, bytes | str]]) -> None:
+    try:
+        for path, written in bounded_shards(samples, job.plan.folder, number, job.max_bytes):
             path.replace(job.out / written.name)
             report.shards.append(asdict(written))
     except OSError as error:
         raise DataError(f"shard {number} cannot be written to {job.out}: {error}") from error
-    write_json(job.reports / f"{number}.json", asdict(report), job.plan.folder)
-    return report
 
 
 def read_report(path: Path) -> Report:
@@ -101,15 +121,26 @@ def write_json(path: Path, content: Any, staging: Path, indent: int | None = Non
     staged.replace(path)
 
 
-def _samples(job: Job, number: int, report: Report) -> Iterator[dict[str, bytes | str]]:
+def _samples(
+    job: Job, number: int, report: Report, convert: Callable[[Item], dict[str, bytes]]
+) -> Iterator[dict[str, bytes | str]]:
     for item in read_items(job.plan, number):
         try:
-            members = _members(job.corpus.load(job.root, item), job.corpus.several)
+            members = convert(item)
         except DataError as error:
             report.skipped.append((item.key, str(error)))
             continue
         report.count(item.key, members)
         yield {"__key__": item.key, **members}
+
+
+def members_of(corpus: Corpus, root: Path, item: Item) -> dict[str, bytes]:
+    """What is stored of an item, by extension.
+
+    Raises:
+        DataError: it is left out, and why.
+    """
+    return _members(corpus.load(root, item), corpus.several)
 
 
 def _members(contents: Contents, several: bool) -> dict[str, bytes]:
@@ -131,7 +162,7 @@ def _members(contents: Contents, several: bool) -> dict[str, bytes]:
         members["cls"] = str(decode_class(_bytes(contents.label))).encode()
     if facts:
         members["json"] = _facts(facts)
-    found = {KIND_OF_EXTENSION[extension] for extension in members}
+    found: set[Kind] = {KIND_OF_EXTENSION[extension] for extension in members}
     if not is_of_use(found):
         raise DataError(f"nothing to learn from: {' and '.join(sorted(found)) or 'nothing'} alone")
     return members
