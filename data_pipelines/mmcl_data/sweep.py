@@ -77,7 +77,7 @@ def _side_by_side(act: Callable[[str], T], paths: Sequence[str], workers: int) -
                     pool = _pool(act, workers)
                 yield _alone(act, path)
     finally:
-        end_pool(pool)  # whoever left early is not waited for, and what is written is not written behind his back
+        end_pool(pool)  # at once: nothing may be written any more when whoever asked has given up
 
 
 def _submit(pool: ProcessPoolExecutor, act: Callable[[str], T], path: str) -> Future[T]:

@@ -1,8 +1,11 @@
-"""Tiny corpora as they are published, and what a build made of them."""
+"""Tiny corpora as they are published, and what a build made of them; importable by name for the workers of a build."""
 
 import csv
 import io
 import json
+import os
+import signal
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ from PIL import Image
 from mmcl_data.blobs import Blobs
 from mmcl_data.build.builder import build_corpus
 from mmcl_data.build.corpora import CORPORA
+from mmcl_data.build.corpora.folder import Folder
+from mmcl_data.build.items import Contents, Item
 from mmcl_data.build.plan import Options
 from mmcl_data.check import check_source
 from mmcl_data.scan import expand_shards, read_sample, scan_shard
@@ -51,9 +56,29 @@ def folder(root: Path, count: int = 12) -> Path:
     return root
 
 
+@dataclass(frozen=True, kw_only=True)
+class Deadly(Folder):
+    """A folder with files that end the process which reads them, as a decoder does that crashes."""
+
+    deadly: str = ""
+    """Key of the item that always does."""
+    unlucky: str = ""
+    """Key of one that does three times and is read then: it was not to blame."""
+    met: str = ""
+    """Folder that notes those times."""
+
+    def load(self, root: Path, item: Item) -> Contents:
+        if item.key == self.deadly:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if item.key == self.unlucky and len(times := list(Path(self.met).iterdir())) < 3:
+            (Path(self.met) / str(len(times))).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().load(root, item)
+
+
 def build(name: str, root: Path, out: Path, *, per_shard: int = 1000, max_mb: int = 1024, **words: Any) -> dict:
-    """Build with the options in `words` that the corpus has, and the rest for the builder."""
-    corpus = CORPORA[name]
+    """Build with the options in `words` that the corpus (or `deadly`) has, and the rest for the builder."""
+    corpus = {**CORPORA, "deadly": Deadly}[name]
     fields = {field: words.pop(field) for field in list(words) if field in corpus.__dataclass_fields__}
     options = Options(samples_per_shard=per_shard, max_shard_mb=max_mb, seed=words.pop("seed", 0))
     return build_corpus(name, corpus(**fields), root, out, options=options, **words)

@@ -130,6 +130,43 @@ def alive(pid):
         return False
 
 
+def test_a_file_that_crashes_its_decoder_is_left_out_by_the_workers_that_it_kills(corpus, tmp_path, caplog):
+    manifest = build("deadly", corpus, tmp_path / "out", workers=2, per_shard=3, deadly="1__004")
+    ((key, why),) = manifest["skipped"]
+    assert key == "1__004" and why.startswith("a process that converts it ends")
+    assert read(tmp_path / "out").keys() == {f"{n % 3}__{n:03d}" for n in range(12)} - {"1__004"}
+    assert "a process died while it packed shard" in caplog.text
+    assert sorted(content(tmp_path / "out")) == [*(f"{n:06d}.tar" for n in range(4)), "manifest.json"]
+
+
+def test_a_file_in_hand_when_a_process_dies_by_no_fault_of_its_own_is_kept(corpus, tmp_path):
+    (tmp_path / "met").mkdir()
+    words = {"unlucky": "1__004", "met": str(tmp_path / "met")}
+    build("deadly", corpus, tmp_path / "out", workers=2, per_shard=3, **words)
+    build("folder", corpus, tmp_path / "plain", per_shard=3)
+    assert len(list((tmp_path / "met").iterdir())) == 3
+    without = [{n: data for n, data in content(tmp_path / out).items() if n[0] == "0"} for out in ("out", "plain")]
+    assert without[0] == without[1] and len(without[0]) == 4
+
+
+def test_a_file_that_crashes_the_build_itself_is_left_out_by_the_next_start(corpus, tmp_path):
+    words = {"deadly": "1__004", "per_shard": 3}
+    script = f"""
+import sys
+from pathlib import Path
+from build_cases import build
+build("deadly", Path(sys.argv[1]), Path(sys.argv[2]), **{words})
+"""
+    command = [sys.executable, "-c", script, str(corpus), str(tmp_path / "out")]
+    dead = subprocess.run(command, cwd=Path(__file__).parent, timeout=100, capture_output=True, check=False)
+    assert dead.returncode == -signal.SIGSEGV, dead.stderr
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
+    build("deadly", corpus, tmp_path / "out", **words)
+    build("deadly", corpus, tmp_path / "two", workers=2, **words)
+    assert content(tmp_path / "out") == content(tmp_path / "two") and len(read(tmp_path / "out")) == 11
+    assert all((tmp_path / "out" / name).stat().st_mtime_ns == stamp for name, stamp in before.items())
+
+
 def test_a_shard_that_was_lost_since_is_built_again(corpus, tmp_path):
     build("folder", corpus, tmp_path / "whole", per_shard=2)
     build("folder", corpus, tmp_path / "out", per_shard=2, part=(1, 2))

@@ -175,12 +175,61 @@ def test_a_stray_quote_is_an_error_that_names_its_line_and_the_option(pics, tmp_
     assert read(tmp_path / "two")["000000002"]["txt"] == '"so" she said'
 
 
-@pytest.mark.parametrize("path", ["../secret.png", "pics/../../secret.png", "/etc/passwd", "."])
-def test_a_path_that_leaves_the_root_is_refused_with_its_row(pics, tmp_path, path):
+def test_pages_of_parquet_that_are_corrupt_are_an_error_with_their_row(pics, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import ParquetFile, write_table
+
+    rows = pyarrow.table({"image": ["pics/a.png"] * 9, "caption": [wav(number).hex() for number in range(9)]})
+    write_table(rows, pics / "m.parquet", row_group_size=3, compression="snappy")
+    overwrite(pics / "m.parquet", ParquetFile(pics / "m.parquet").metadata.row_group(1).column(1))
+    with pytest.raises(DataError, match=r"m\.parquet: row 4 and what follows cannot be read"):
+        build("manifest", pics, tmp_path / "out", manifest=str(pics / "m.parquet"))
+
+
+def overwrite(path, column):
+    """Put zeros where the data of a column of Parquet are."""
+    with path.open("r+b") as file:
+        file.seek(column.data_page_offset + column.total_compressed_size // 4)
+        file.write(bytes(column.total_compressed_size // 2))
+
+
+def test_pictures_within_a_table_are_not_read(pics, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import ParquetFile, write_table
+
+    held = [{"bytes": np.random.default_rng(number).bytes(200_000), "path": "x"} for number in range(3)]
+    rows = pyarrow.table({"file": ["pics/a.png"] * 3, "caption": list("abc"), "pic.ture": held, "md5": [b"1"] * 3})
+    path = pics / "m.parquet"
+    write_table(rows, path, compression="snappy", use_dictionary=False)
+    overwrite(path, ParquetFile(path).metadata.row_group(0).column(2))  # so that reading it would be an error
+    build("manifest", pics, tmp_path / "out", manifest=str(path))
+    assert [(s["txt"], s["json"]) for s in map(read(tmp_path / "out").get, ("000000001", "000000003"))] == [
+        ("a", {"pic.ture": None, "md5": None}), ("c", {"pic.ture": None, "md5": None}),
+    ]  # fmt: skip
+    words = {"manifest": str(path), "image_column": "pic.ture"}
+    with pytest.raises(NoUsableSamples, match=r"row 1: column 'pic.ture' holds a bytes, not a path"):
+        build("manifest", pics, tmp_path / "two", **words)
+
+
+@pytest.mark.parametrize("path", ["../secret.png", "pics/../../secret.png", "/etc/passwd", ".", "http://x/a.png"])
+def test_a_path_that_leaves_the_root_costs_its_row_only(pics, tmp_path, path):
     put(tmp_path / "secret.png", png(9))
-    table(pics / "m.csv", "image,caption", ["pics/a.png", "x"], [path, "x"])
-    with pytest.raises(DataError, match=r"m.csv line 3: .* is no file below"):
-        build("manifest", pics, tmp_path / "out", manifest=str(pics / "m.csv"))
+    table(pics / "m.csv", "image,caption", [path, "x"], ["pics/a.png", "x"])
+    manifest = build("manifest", pics, tmp_path / "out", manifest=str(pics / "m.csv"))
+    ((where, why),) = manifest["skipped"]
+    assert where == "m.csv line 2" and why.startswith(f"{path!r} is") and "m.csv" not in why
+    assert ("img2dataset" in why) is ("://" in path) and ("--root" in why) is ("://" not in path)
+    assert [sample["png"] for sample in read(tmp_path / "out").values()] == [png(0)]
+
+
+def test_a_bad_path_costs_its_row_in_published_tables_too(tmp_path):
+    put(tmp_path / "c/a.json", json.dumps([{"image": "../x.jpg", "caption": "x"}, {"image": "a.jpg", "caption": "a"}]))
+    put(tmp_path / "c/a.jpg", picture(1, "JPEG"))
+    assert skipped(build("coco", tmp_path / "c", tmp_path / "coco", annotations="a.json")).keys() == {"a.json"}
+    header = "filename,fold,target,category"
+    table(tmp_path / "c/meta/esc50.csv", header, ["a.wav", 1, 0, "dog"], ["../../x.wav", 1, 0, "dog"])
+    put(tmp_path / "c/audio/a.wav", wav(1))
+    assert skipped(build("esc50", tmp_path / "c", tmp_path / "esc50")).keys() == {"esc50.csv line 3"}
 
 
 def test_an_absolute_path_below_the_root_is_taken(pics, tmp_path):
@@ -201,10 +250,17 @@ def test_a_link_that_leaves_the_root_is_not_followed(pics, tmp_path):
     assert read(tmp_path / "out")["000000003"]["png"] == png(0)
 
 
-def test_a_url_is_sent_to_img2dataset(pics, tmp_path):
-    table(pics / "m.csv", "image,caption", ["http://x/a.png", "x"])
-    with pytest.raises(DataError, match=r"m.csv line 2: .*img2dataset"):
-        build("manifest", pics, tmp_path / "out", manifest=str(pics / "m.csv"))
+@pytest.mark.parametrize(("path", "remedy"), [("http://x/a.png", "img2dataset"), ("/nowhere/a.png", "--root")])
+def test_a_table_of_paths_that_are_all_elsewhere_is_given_up_early_with_the_remedy(pics, tmp_path, path, remedy):
+    header, bad, good = "image,caption\n", f"{path},x\n", "pics/a.png,x\n"
+    words = {"manifest": str(put(pics / "m.csv", header + 99 * bad + good))}
+    assert build("manifest", pics, tmp_path / "out", **words)["counts"]["skipped"] == 99
+    put(pics / "m.csv", header + 100 * bad + 'pics/a.png,"never read\n')
+    with pytest.raises(DataError, match=rf"m\.csv line 2: .*{remedy}.* all of the first 100"):
+        build("manifest", pics, tmp_path / "two", **words)
+    put(pics / "m.csv", header + bad)
+    with pytest.raises(NoUsableSamples, match=rf"no sample of manifest there; m\.csv line 2: .*{remedy}"):
+        build("manifest", pics, tmp_path / "three", **words)
 
 
 def test_a_folder_for_each_class_is_a_labelled_set(tmp_path):

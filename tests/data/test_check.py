@@ -7,12 +7,14 @@ import tarfile
 import numpy as np
 import pytest
 import soundfile
+from data_cases import SPEC
 from PIL import Image
 from webdataset import TarWriter
 
-from mmcl.errors import ShardMissing
+from mmcl.errors import DataError, ShardMissing
 from mmcl_data import blobs
 from mmcl_data.check import Problem, check_source
+from mmcl_data.decode.image import decode_image
 
 
 def png() -> bytes:
@@ -76,6 +78,23 @@ def test_each_problem_is_reported_with_shard_key_and_cause(tmp_path):
     assert by_key["label"][0] == "cls: a class is a number in ASCII digits, not b'dog'"
     assert report.bad_samples == len(bad) and report.problems == len(problems) == 9
     assert not {p.key for p in problems} & GOOD.keys()
+
+
+def test_an_image_that_only_one_decoder_takes_is_a_problem_that_names_the_other(tmp_path):
+    out = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(out, "JPEG")
+    half = out.getvalue()[: len(out.getvalue()) // 2]
+    members = {"a": out.getvalue(), "b": half + bytes(len(half)), "c": half}
+    write(tmp_path / "0.tar", **{key: {"jpg": data, "txt": b"noise"} for key, data in members.items()})
+    assert decode_image(members["b"], SPEC, decoder="pil").shape == (3, 8, 8)
+    with pytest.raises(DataError):
+        decode_image(members["b"], SPEC, decoder="native")
+    _, problems = check(tmp_path)
+    causes = {key: [p.cause for p in problems if p.key == key and "image" in p.cause][0:1] for key in members}
+    assert not causes["a"]
+    assert causes["b"][0].startswith("jpg: ") and "the decoder `native` refuses it, `pil` takes it" in causes["b"][0]
+    assert causes["c"][0].startswith("jpg: ") and "the decoder" not in causes["c"][0], "both do"
 
 
 def test_a_damaged_shard_does_not_hide_the_others(tmp_path):

@@ -129,6 +129,16 @@ def test_text_from_the_data_is_shown_and_never_markup(tmp_path):
     assert not re.search(r"[\x00-\x08\x0b-\x1f]", (tmp_path / "page.html").read_text())
 
 
+def test_a_negative_is_shown_as_its_caption_under_its_operator(tmp_path):
+    negatives = [{"operator": "order", "caption": "a cat, then a dog"}, {"caption": "a cow"}, {"operator": "alone"}]
+    page, _ = page_of(tmp_path, [sample(0, json=json.dumps({"negatives": negatives}).encode())])
+    assert list(zip(page.text("small"), page.text("span"), strict=True)) == [
+        ("negatives.order", "a cat, then a dog"),
+        ("negatives", "a cow"),
+        ("negatives.operator", "alone"),
+    ]
+
+
 def test_captions_negatives_and_classes_of_the_json_are_shown_with_their_place(tmp_path):
     facts = {
         "caption": "number 0",

@@ -8,7 +8,7 @@ from test_stream import sample
 
 from mmcl.errors import ConfigError
 from mmcl_data.blobs import Blobs
-from mmcl_data.build.shards import write_shards
+from mmcl_data.build.shards import bounded_shards, write_shards
 from mmcl_data.scan import expand_shards, read_sample, scan_shard
 
 SAMPLES = [sample(n) for n in range(7)]
@@ -48,6 +48,22 @@ def test_the_same_samples_give_the_same_bytes_at_any_time(tmp_path, monkeypatch)
     assert first == second
     with tarfile.open(tmp_path / "one" / "000000.tar") as tar:
         assert {(m.mtime, m.uname, m.gname) for m in tar} == {(0, "mmcl", "mmcl")}
+
+
+def test_the_bytes_of_a_shard_stay_what_they_were(tmp_path):
+    import hashlib
+
+    samples = [{"__key__": f"ä/{number}", "txt": b"x" * number, "json": b"{}"} for number in range(1, 4)]
+    first, second = write_shards(samples, tmp_path / "s", samples_per_shard=2)
+    assert (first.sha256, second.sha256) == (
+        "00aca6bfe6299d96babe53bdbcbfaaff74d6bcfe142d45ba727a85070ca7f22a",
+        "054ee1f4a7aaf9cbf63fb92dbf418951306024d9e06a6d3cf7b6be0f5d1b5c78",
+    )
+    (tmp_path / "b").mkdir()
+    parts = list(bounded_shards(samples[:2], tmp_path / "b", "000000", 2**20))
+    assert [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path, _ in parts] == [
+        ("000000.tar", first.sha256)
+    ]
 
 
 def test_a_folder_with_anything_in_it_is_refused_and_left_alone(tmp_path):

@@ -142,7 +142,7 @@ def _parquet(path: Path, _: bool) -> Table:
     except ImportError as error:
         raise MissingExtra("pyarrow", "parquet", "Reading Parquet") from error
     try:
-        file = ParquetFile(path)
+        file = ParquetFile(path, buffer_size=2**20, pre_buffer=False)  # or else a group of rows is read at once
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is no Parquet file: {error}") from error
     return Table(list(file.schema_arrow.names), _batches(path, file))
