@@ -1,5 +1,7 @@
 """An index knows where every member lies, finds every damage, and is made of what is new only."""
 
+import errno
+import hashlib
 import io
 import json
 import os
@@ -9,17 +11,31 @@ import subprocess
 import sys
 import tarfile
 import time
+import tracemalloc
+from multiprocessing import active_children
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from data_cases import png, sample, wav, write
+from data_cases import png, sample, stream, take, wav, write
 
 import mmcl_data.index
+import mmcl_data.sources
 from mmcl.errors import ConfigError, DataError, IndexStale, NoIndex, ShardDamaged, ShardMissing
 from mmcl_data.blobs import Blobs
-from mmcl_data.index import KINDS, build_index, index_folder, open_index
-from mmcl_data.scan import read_sample, scan_shard
+from mmcl_data.index import (
+    KINDS,
+    IndexedShard,
+    Progressed,
+    build_index,
+    index_folder,
+    merge_parts,
+    open_index,
+    part_file,
+)
+from mmcl_data.scan import SampleEntry, ShardScan, read_sample, scan_shard
+from mmcl_data.sources import Chosen
 
 
 @pytest.fixture
@@ -83,8 +99,6 @@ def test_what_is_known_is_not_read_again(shards, tmp_path, monkeypatch):
 
 
 def test_hashes_are_of_whole_shards_and_are_added_to_what_is_known(shards, tmp_path):
-    import hashlib
-
     assert build_index(shards, tmp_path / "index").shards[0].sha256 is None
     index = build_index(shards, tmp_path / "index", hashes=True)
     for shard in index.shards:
@@ -92,20 +106,26 @@ def test_hashes_are_of_whole_shards_and_are_added_to_what_is_known(shards, tmp_p
 
 
 BUILD = """
-import sys, time
+import sys
 import mmcl_data.index as index
-scan = index.scan_shard
-def slow(*args, **more):
-    time.sleep(0.3)
+scan, done = index.scan_shard, []
+def held(*args, **more):
+    if done:
+        sys.stdin.read()
+    done.append(args)
     return scan(*args, **more)
-index.scan_shard = slow
+index.scan_shard = held
 index.build_index(sys.argv[1], index.Path(sys.argv[2]), progress=lambda p: print(p.shards, flush=True))
 """
+"""Indexes one shard and waits at the next."""
 
 
 def test_a_build_that_was_killed_goes_on_where_it_was(shards, tmp_path, monkeypatch):
     with subprocess.Popen(
-        [sys.executable, "-c", BUILD, shards, str(tmp_path / "index")], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", BUILD, shards, str(tmp_path / "index")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "1\n"
@@ -124,6 +144,102 @@ def test_the_fingerprint_is_of_names_and_sizes_and_not_of_places(shards, tmp_pat
     rows = [sample(n, wav=None if n % 3 else wav(n), json=None if n % 2 else b"{}") for n in range(23)]
     rows[4]["txt"] = b"number four"
     assert build_index(write(tmp_path / "u", rows), tmp_path / "third").fingerprint != first
+
+
+def test_the_fingerprint_and_the_arrays_are_those_of_earlier_versions(tmp_path):
+    (tmp_path / "a.tar").write_bytes(tar(40))
+    (tmp_path / "b.tar").write_bytes(tar(6))
+    assert build_index(str(tmp_path), tmp_path / "index").fingerprint == "095b94a827a143fb3f1684ea620c3d9e"
+    found = hashlib.sha256()
+    for file in sorted((tmp_path / "index").glob("*.npy")):
+        found.update(file.read_bytes())
+    assert found.hexdigest() == "135fc170f8d66aa85539ceba38908ae70f0ef8ba3c960d37ab464e8eea1bb53f"
+
+
+def test_processes_that_are_killed_cost_nothing_but_time(tmp_path):
+    shards = write(tmp_path / "s", [sample(n) for n in range(40)], 1)
+
+    def kill(now: Progressed) -> None:
+        if now.shards == 1:
+            for child in active_children():
+                child.kill()
+
+    index = build_index(shards, tmp_path / "index", workers=2, progress=kill)
+    assert len(index.shards) == 40 and len(index) == 40
+
+
+def made_part(folder: Path, names: list[str], extensions: list[str]) -> list[str]:
+    """Parts of the shards that are named, of a sample with each extension and one for an image."""
+    entries = [SampleEntry(f"{n:08d}", ("png", name), (512, 1536), (7, 9)) for n, name in enumerate(extensions)]
+    paths = [str(folder / name) for name in names]
+    for path in paths:
+        scan = ShardScan(path, tuple(entries), 1, "1")
+        shard = IndexedShard(path, 1, "1", len(entries))
+        mmcl_data.index._write_part(part_file(folder, path), shard, scan)
+    return paths
+
+
+def test_parts_are_put_together_one_by_one_in_memory(tmp_path):
+    paths = made_part(tmp_path, [f"{n}.tar" for n in range(30)], ["txt"] * 20_000)
+    one = part_file(tmp_path, paths[0]).stat().st_size
+    tracemalloc.start()
+    index = merge_parts(paths, tmp_path, tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(index) == 600_000 and index.entry(599_999) == index.entry(19_999)
+    assert peak < 6 * one
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_disk_that_is_full_while_an_index_is_put_together_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    paths = made_part(tmp_path, ["0.tar"], ["txt"])
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(mmcl_data.index.Column, "end", full)
+    with pytest.raises(ConfigError, match="cannot be written there: No space left"):
+        merge_parts(paths, tmp_path, tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".npz"]
+
+
+def test_more_extensions_than_can_be_numbered_share_one_name_and_none_that_means_something_does(tmp_path):
+    names = [f"x{n}" for n in range(66_000)]
+    paths = [*made_part(tmp_path, ["0.tar"], names), *made_part(tmp_path, ["1.tar"], ["new", "txt"])]
+    index = merge_parts(paths, tmp_path, tmp_path)
+    assert len(index) == 66_002
+    assert index.entry(66_000).extensions == ("png", "?")
+    assert index.entry(66_001).extensions == ("png", "txt")
+    assert index.entry(0).extensions == ("png", "x0")
+
+
+def test_a_stream_does_not_read_on_by_an_index_that_was_made_anew(shards, tmp_path):
+    made = stream({"a": shards}, batch=4)
+    take(made, 1)
+    write(tmp_path / "more", [sample(n) for n in range(5)])
+    (tmp_path / "more" / "000000.tar").rename(tmp_path / "s" / "000003.tar")
+    build_index(shards, tmp_path / "s" / ".mmcl-index")
+    with pytest.raises(IndexStale, match=r"\.mmcl-index: the index of source a was made anew while it was read"):
+        take(made, 1)
+
+
+def test_a_stream_does_not_read_a_shard_that_was_written_again_by_the_old_index(shards, tmp_path):
+    made = stream({"a": shards}, batch=4)
+    take(made, 1)
+    os.utime(tmp_path / "s" / "000001.tar", (1, 1))
+    with pytest.raises(IndexStale, match=r"000001\.tar: written again after it was indexed"):
+        take(made, 6)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.4, 0.5, 0.6, 0.99])
+def test_of_samples_that_are_taken_or_not_the_fewer_are_held(monkeypatch, share):
+    monkeypatch.setattr(mmcl_data.sources, "_BLOCK", 17)
+    kinds = (np.random.default_rng(0).random(1000) < share).astype(np.uint8)
+    expected = np.flatnonzero(kinds == 1)
+    chosen = Chosen(kinds, np.array([False, True]), len(expected))
+    assert len(chosen) == len(expected)
+    assert np.array_equal(chosen.at(np.arange(len(expected))), expected)
+    assert len(chosen.listed) == min(len(expected), 1000 - len(expected))
 
 
 def test_shards_are_asked_for_size_and_time_before_an_index_is_believed(shards, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -14,9 +15,9 @@ import pytest
 from data_cases import SPEC, digest, sample, take, write
 
 from mmcl.dist import Shard
-from mmcl.errors import CheckpointError, ConfigError, NoUsableSamples, ShardDamaged
+from mmcl.errors import CheckpointError, ConfigError, IndexStale, NoUsableSamples, ShardDamaged
 from mmcl_data.blobs import Reading
-from mmcl_data.index import build_index, open_index
+from mmcl_data.index import build_index, open_index, read_part
 from mmcl_data.sources import Source, SourceConfig
 from mmcl_data.stream import DataConfig, ShardStream
 from mmcl_data.unindexed import ROW_BITS, ShardOrder, growing_index
@@ -205,6 +206,57 @@ def test_more_lanes_than_shards_and_damage_and_nothing_to_learn_from_are_named(
     (shards / "3.tar").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ShardDamaged, match="cut off"):
         take(remote(server.shards, tmp_path / "c"), 9)
+
+
+def test_a_shard_that_was_written_again_is_not_read_as_if_it_were_the_one_that_was_scanned(
+    shards: Path, server: Server, tmp_path: Path
+) -> None:
+    begun = remote(server.shards, tmp_path / "home", lanes=1)
+    take(begun, 1)
+    home = tmp_path / "home"
+    write(tmp_path / "new", [sample(number) for number in range(40, 60)], 20)
+    for number in range(len(SIZES)):
+        (shards / f"{number}.tar").write_bytes((tmp_path / "new" / "000000.tar").read_bytes())
+    with pytest.raises(IndexStale, match=rf"tar: written again.* remove {home / 'far'}$"):
+        remote(server.shards, home, lanes=1)
+    shutil.rmtree(home / "far")
+    assert len(take(remote(server.shards, home, lanes=1), 1)) == 1
+
+
+def few_usable(folder: Path, shards: int, usable: set[int]) -> None:
+    """Shards of three samples, of which the usable ones have an image."""
+    for number in range(shards):
+        rows = [sample(3 * number + n, wav=None, **({} if number in usable else {"png": None})) for n in range(3)]
+        write(folder / "made", rows)
+        (folder / "made" / "000000.tar").rename(folder / f"{number}.tar")
+        shutil.rmtree(folder / "made")
+
+
+def test_lanes_go_past_shards_without_a_usable_sample(tmp_path: Path) -> None:
+    few_usable(tmp_path, 16, {3, 11})
+    index = growing_index(f"{tmp_path}/{{0..15}}.tar", tmp_path / "home", Reading())
+    usable = np.array([bool(bits & 1) for bits in range(32)])
+    order = ShardOrder(index, usable, lanes=8, seed=0, source=0, ahead=False)
+    given = [found for lane in range(8) for found in lane_of(order, lane, 30)]
+    expected = sorted(shard << ROW_BITS | row for shard in (3, 11) for row in range(3))
+    for epoch in range(5):
+        assert sorted(found for found, of in given if of == epoch) == expected
+
+
+def test_each_shard_is_read_once_to_count_any_number_of_epochs(tmp_path: Path, monkeypatch: Any) -> None:
+    few_usable(tmp_path, 70, set(range(70)))
+    read: list[Path] = []
+
+    def reading(file: Path, *more: Any) -> Any:
+        read.append(file)
+        return read_part(file, *more)
+
+    index = growing_index(f"{tmp_path}/{{0..69}}.tar", tmp_path / "home", Reading())
+    monkeypatch.setattr("mmcl_data.unindexed.read_part", reading)
+    for lanes in (2, 7):  # as a run that went on with another order would
+        order = ShardOrder(index, np.full(32, True), lanes=lanes, seed=0, source=0, ahead=False)
+        assert order.at(np.array([0]), np.array([30 * 210 // lanes]))[1][0] >= 29
+    assert len(read) <= 2 * 70 + 2  # before and after it is scanned, and the shard that a lane is in
 
 
 def test_read_only_shards_have_their_index_in_the_run(shards: Path, tmp_path: Path) -> None:
