@@ -31,8 +31,10 @@ def test_the_tuxpaint_recipe_learns_real_drawings_and_sounds(tmp_path):
     for name, n in (("stamps_drawings", 200), ("stamps_sounds", 130)):
         result = json.loads((tmp_path / "run" / "eval" / f"zeroshot_retrieval__{name}.json").read_text())
         assert result["mmcl"]["n"] == n
-        metric = result["mmcl"]["main_metric"]
-        assert result["mmcl"]["ci95"][metric][0] > 10 * result["mmcl"]["chance"]
+        # so early, who is first is still chance from one order of samples to another; who is among the first ten is not
+        metric = result["mmcl"]["main_metric"].replace("_r1", "_r10")
+        assert result["mmcl"]["by_metric"][metric]["chance"] < 0.1
+        assert result["mmcl"]["ci95"][metric][0] > 0.5
 
 
 @pytest.mark.slow
